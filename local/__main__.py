@@ -1,0 +1,149 @@
+"""`make run`: the whole system on its embedded defaults, from one command.
+
+Processes: this launcher, Valkey, the vector engine, the mesh (gateway and the four services), the
+workers. Whatever dies is started again; when the launcher ends, however it ends, all end.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import httpx
+import uvloop
+from rich.console import Console
+from rich.progress import Progress
+
+from local.children import Child
+from local.demo.load import load
+from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
+from local.embedded import backends, port_is_taken
+from mesh import logs, telemetry
+from mesh.lifecycle import until_stopped
+from mesh.settings import Settings
+from stores.connect import Connections
+
+READY_WITHIN_S = 60.0
+
+
+async def launch(settings: Settings, console: Console) -> None:
+    """Starts everything, says how to use it, and waits to be stopped."""
+    started = time.monotonic()
+    with _only_one(settings):
+        await _ports_free(settings)
+        console.print("starting the embedded backends ...")
+        async with backends(settings):
+            if settings.demo:
+                await _load_demo(settings, console)
+            async with _children(settings):
+                await _ready(settings)
+                console.print(_welcome(settings, time.monotonic() - started))
+                await until_stopped()
+                console.print("stopping ...")
+    console.print("stopped")
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Holds the data folder; a lock of the kernel's, which a killed launcher loses too."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.data_dir / "launcher.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise OSError(
+                f"feedmesh is running already on {settings.data_dir} (process {lock.read()}); "
+                "stop it, or choose another FEED_DATA_DIR and other ports"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+async def _ports_free(settings: Settings) -> None:
+    """Waits a little: children of a killed launcher take a moment to notice. Then raises."""
+    wanted = {
+        name.upper(): getattr(settings, name)
+        for name in (
+            "gateway_port",
+            "candidate_port",
+            "filter_port",
+            "ranker_port",
+            "hydrator_port",
+        )
+    }
+    deadline = time.monotonic() + settings.shutdown_grace_s
+    while taken := [n for n, port in wanted.items() if port_is_taken(settings.host, port)]:
+        # The lock was free, so what holds the gateway's port is most likely not ours.
+        if time.monotonic() > deadline or len(taken) < len(wanted):
+            what = ", ".join(f"{wanted[name]} (FEED_{name})" for name in taken)
+            raise OSError(f"port taken: {what}; stop what listens there, or set another")
+        await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def _children(settings: Settings) -> AsyncIterator[None]:
+    grace_s = settings.shutdown_grace_s + 5
+    mesh = Child("mesh", ["local.serve"], grace_s)
+    workers = Child("workers", ["workers"], grace_s)
+    try:
+        await mesh.start()
+        await workers.start()
+        yield
+    finally:
+        await mesh.stop()
+        await workers.stop()
+
+
+async def _load_demo(settings: Settings, console: Console) -> None:
+    with Progress(console=console, transient=True) as progress:
+        async with Connections(settings) as stores:
+            await load(stores, settings, progress)
+
+
+async def _ready(settings: Settings) -> None:
+    url = f"http://{settings.host}:{settings.gateway_port}/readyz"
+    async with httpx.AsyncClient() as client, asyncio.timeout(READY_WITHIN_S):
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(url, timeout=2)).status_code == 200:
+                    return
+            await asyncio.sleep(0.1)
+
+
+def _welcome(settings: Settings, seconds: float) -> str:
+    base = f"http://{settings.host}:{settings.gateway_port}"
+    return f"""
+feedmesh is ready after {seconds:.1f} s at [bold]{base}[/bold]  (interface: {base}/docs)
+demo login: [bold]{DEMO_USERNAME}[/bold] / [bold]{DEMO_PASSWORD}[/bold]
+
+  TOKEN=$(curl -s {base}/auth/token -d username={DEMO_USERNAME} -d password={DEMO_PASSWORD} \\
+    | python3 -c 'import json, sys; print(json.load(sys.stdin)\\["access_token"])')
+  curl -s {base}/feed?limit=3 -H "Authorization: Bearer $TOKEN" | python3 -m json.tool
+  grpcurl -plaintext {settings.host}:{settings.candidate_port} list
+
+Ctrl-C stops everything; the data stays in {settings.data_dir}/
+"""
+
+
+def main() -> None:
+    """Runs the launcher; a start that cannot be says why on one line and exits with 1."""
+    settings, console = Settings(), Console(highlight=False, soft_wrap=True)
+    logs.setup(settings)
+    telemetry.become_service("launcher")
+    try:
+        uvloop.run(launch(settings, console))
+    except (OSError, TimeoutError) as error:
+        sys.exit(f"feedmesh cannot start: {error or 'it was not ready in time'}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

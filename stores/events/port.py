@@ -1,0 +1,99 @@
+"""The event log: what happened, kept in order, delivered at least once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+
+class Topic(StrEnum):
+    """The topics; a message that cannot be processed goes to `<topic>.dead`."""
+
+    POSTS = "feed.posts.v1"
+    GRAPH = "feed.graph.v1"
+    ENGAGEMENTS = "feed.engagements.v1"
+    IMPRESSIONS = "feed.impressions.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to announce. `key` orders: events of one key stay in order."""
+
+    topic: Topic
+    key: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRecord:
+    """An event as it goes on the wire.
+
+    `value` is canonical protobuf JSON with proto field names; `headers` carry `event_id` and the
+    W3C trace context of whoever announced it.
+    """
+
+    topic: str
+    key: str
+    value: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A delivered event. `position` is the adapter's own and unique within the topic."""
+
+    topic: str
+    key: str
+    value: bytes
+    position: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # How often it was delivered to the group before, 0 the first time.
+    redeliveries: int = 0
+
+    @property
+    def event_id(self) -> str:
+        """The announcer's id; equal for repeats of one event."""
+        return self.headers.get("event_id", self.position)
+
+
+class Subscription(Protocol):
+    """One group's reading of some topics. Records read and not committed come again."""
+
+    async def read(self, max_records: int, wait_s: float) -> list[Record]:
+        """Up to `max_records`, waiting at most `wait_s` seconds for the first; may be empty.
+
+        After a restart the group's uncommitted records come first, oldest first.
+        """
+        ...
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """Marks the records as done for this group."""
+        ...
+
+    async def close(self) -> None:
+        """Leaves the group; its uncommitted records come to another member or at the next start."""
+        ...
+
+
+class EventLog(Protocol):
+    """Raises `mesh.errors.Unavailable` when the log cannot be reached."""
+
+    async def publish(self, records: Sequence[OutgoingRecord]) -> None:
+        """Appends the records in order; returns when the log has acknowledged every one."""
+        ...
+
+    async def subscribe(self, group: str, topics: Sequence[Topic]) -> Subscription:
+        """Joins `group`, which begins at the oldest kept record of each topic."""
+        ...
+
+    async def bury(self, record: Record, reason: str) -> None:
+        """Appends the record to `<topic>.dead` with the header `dead_reason`."""
+        ...
+
+    async def lag(self, group: str, topic: Topic) -> int:
+        """Records of the topic that the group has not committed yet."""
+        ...
+
+    async def close(self) -> None: ...
