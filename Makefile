@@ -3,7 +3,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := gateway candidate_svc filter_svc ranker_svc hydrator_svc workers stores mesh local cli
+AGAINST ?= main
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
 .PHONY: help setup gen stubs run test lint types buf breaking format bench docs requirements clean
@@ -54,8 +54,8 @@ types: setup ## mypy, strict
 buf: setup ## Lints the contracts
 	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code
 
-breaking: setup ## Checks the contracts for breaking changes against main
-	@$(BIN)/buf breaking --against '.git#branch=main,subdir=.'
+breaking: setup ## Checks the contracts for breaking changes against main, or AGAINST=commit
+	@$(BIN)/buf breaking --against '.git#ref=$(AGAINST)'
 
 format: setup ## Formats the code and the contracts
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/buf format --write

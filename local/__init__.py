@@ -1,0 +1,1 @@
+"""Everything on one machine: the launcher behind `make run`, and the demo world."""

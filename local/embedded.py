@@ -43,7 +43,7 @@ async def backends(settings: Settings) -> AsyncIterator[None]:
             await engine.start()
             started.push_async_callback(engine.stop)
             async with asyncio.timeout(READY_WITHIN_S):
-                while not await _vectors_answer(settings):
+                while not await _vectors_answer(settings):  # noqa: ASYNC110  another process
                     await asyncio.sleep(0.05)
         await migrate(settings.url(settings.sql_url))
         yield

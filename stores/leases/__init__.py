@@ -1,0 +1,1 @@
+"""Names held by one process at a time."""

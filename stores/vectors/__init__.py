@@ -1,0 +1,1 @@
+"""Nearest posts by meaning."""
