@@ -65,3 +65,6 @@ requirements: ## Pins the requirements anew, with hashes
 
 clean: ## Removes what was generated and installed; keeps .feed
 	@rm -rf .venv dist build stubs/feed stubs/edge stubs/.generated .mypy_cache .ruff_cache .pytest_cache
+
+docs: setup ## Writes the generated pages of docs/ anew
+	@$(BIN)/python -m mesh.settings_table

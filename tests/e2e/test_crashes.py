@@ -1,0 +1,136 @@
+"""Processes are killed with -9; what was acknowledged arrives all the same, exactly once."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from mesh.ids import Snowflakes
+from stores.connect import Connections
+from stores.mailboxes.port import Box
+from stores.users.port import Credentials, User
+from tests.eventually import eventually
+from tests.fixtures.installation import Installation, Process
+
+FOLLOWERS = 20_000
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
+    installation = Installation(tmp_path_factory.mktemp("crash") / "data")
+    await installation.start()
+    yield installation
+    await installation.stop()
+
+
+@pytest.mark.timeout(180)
+async def test_a_fan_out_killed_midway_reaches_every_active_follower_once(
+    installation: Installation,
+) -> None:
+    author = await installation.sign_up("celebrity")
+    ids = Snowflakes(worker_id=900)
+    now = datetime.now(UTC)
+    readers = [User(ids.next(), f"reader{n}", f"Reader {n}", now) for n in range(FOLLOWERS)]
+    mailboxes = [Box("mailbox", reader.user_id) for reader in readers]
+    async with Connections(installation.settings) as stores:
+        await stores.users().create_many([Credentials(reader, None) for reader in readers])
+        # Twice the limit would make the author a pulled one; here every follower is pushed to.
+        await stores.graph().follow_many(
+            [(reader.user_id, int(author.user_id)) for reader in readers]
+        )
+        store = stores.mailboxes()
+        for start in range(0, FOLLOWERS, 500):
+            await asyncio.gather(
+                *(store.finish_build(box, []) for box in mailboxes[start : start + 500])
+            )
+
+        answer = await installation.client.post(
+            "/post", json={"text": "to all of you"}, headers=author.headers
+        )
+        post_id = int(answer.json()["post_id"])
+
+        async def reached() -> int:
+            boxes = await store.newest(mailboxes, 10)
+            return sum(1 for ids in boxes if ids == [post_id])
+
+        # The kill lands while some have it and some do not.
+        await eventually(reached, within_s=20, every_s=0.001)
+        await installation.kill("workers")
+        at_kill = await reached()
+        assert 0 < at_kill < FOLLOWERS
+
+        async def everyone() -> bool:
+            assert await reached() == FOLLOWERS
+            return True
+
+        await eventually(everyone, within_s=60, every_s=0.2)
+
+
+@pytest.mark.timeout(300)
+async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
+    installation: Installation,
+) -> None:
+    author = await installation.sign_up("author")
+    reader = await installation.sign_up("reader")
+    follow = await installation.client.put(
+        f"/user/{author.user_id}/follow", headers=reader.headers
+    )
+    assert follow.status_code == 204
+    await installation.feed(reader)
+
+    acknowledged: list[str] = []
+    stop = asyncio.Event()
+
+    async def keep_posting() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            try:
+                answer = await installation.client.post(
+                    "/post",
+                    json={"text": f"post number {number}"},
+                    headers={**author.headers, "Idempotency-Key": f"n{number}"},
+                )
+            except httpx.HTTPError:
+                await asyncio.sleep(0.05)
+                continue
+            if answer.status_code == 201:
+                acknowledged.append(answer.json()["post_id"])
+            await asyncio.sleep(0.02)
+
+    posting = asyncio.create_task(keep_posting())
+    chosen = random.Random(5)
+    targets: list[Process] = ["mesh", "workers", "vectors", "valkey", "launcher"]
+    for kill in range(KILLS):
+        before = len(acknowledged)
+        await eventually(lambda before=before: len(acknowledged) >= before + 3, within_s=30)
+        target = targets[kill % len(targets)]
+        await asyncio.sleep(chosen.uniform(0, 0.2))
+        await installation.kill(target)
+        if target == "launcher":
+            await installation.start()
+        await eventually(installation.is_ready, within_s=30, every_s=0.05)
+    stop.set()
+    await posting
+
+    wanted = {int(post_id) for post_id in acknowledged}
+    assert len(wanted) >= 3 * KILLS
+    async with Connections(installation.settings) as stores:
+        assert set(await stores.posts().get(sorted(wanted))) == wanted
+
+        async def arrived() -> bool:
+            [mailbox] = await stores.mailboxes().newest(
+                [Box("mailbox", int(reader.user_id))], 800
+            )
+            newest = sorted(wanted)[-800:]
+            assert set(newest) <= set(mailbox or ())
+            assert len(mailbox or ()) == len(set(mailbox or ()))
+            assert set(await stores.vectors().retrieve(sorted(wanted))) == wanted
+            return True
+
+        await eventually(arrived, within_s=60, every_s=0.2)
