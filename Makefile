@@ -68,3 +68,9 @@ clean: ## Removes what was generated and installed; keeps .feed
 
 docs: setup ## Writes the generated pages of docs/ anew
 	@$(BIN)/python -m mesh.settings_table
+
+bench: setup ## Measures feeds on a running installation (make run), and the candidates' encoding
+	@$(BIN)/python -m bench.candidates_encoding && $(BIN)/python -m bench.feed
+
+bench-recall: setup ## Measures recall@100 and latency of the embedded vector engine
+	@$(BIN)/python -m bench.recall --points 20000

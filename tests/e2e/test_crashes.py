@@ -77,9 +77,7 @@ async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
 ) -> None:
     author = await installation.sign_up("author")
     reader = await installation.sign_up("reader")
-    follow = await installation.client.put(
-        f"/user/{author.user_id}/follow", headers=reader.headers
-    )
+    follow = await installation.client.put(f"/user/{author.user_id}/follow", headers=reader.headers)
     assert follow.status_code == 204
     await installation.feed(reader)
 
@@ -124,9 +122,7 @@ async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
         assert set(await stores.posts().get(sorted(wanted))) == wanted
 
         async def arrived() -> bool:
-            [mailbox] = await stores.mailboxes().newest(
-                [Box("mailbox", int(reader.user_id))], 800
-            )
+            [mailbox] = await stores.mailboxes().newest([Box("mailbox", int(reader.user_id))], 800)
             newest = sorted(wanted)[-800:]
             assert set(newest) <= set(mailbox or ())
             assert len(mailbox or ()) == len(set(mailbox or ()))

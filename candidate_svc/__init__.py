@@ -1,0 +1,1 @@
+"""Retrieval: which posts could be in this reader's feed."""

@@ -1,0 +1,1 @@
+"""Visibility: what the reader saw, and which candidates may be shown."""

@@ -1,0 +1,77 @@
+"""How the steps of GET /feed run: each within its share of the deadline, each with a stand-in."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from gateway.backends import Backends
+from mesh import deadlines, metrics
+from mesh.degrade import mark
+from mesh.errors import DeadlineExceeded
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A call shall end by its own deadline, so that both its ends know why; this only backs that up.
+_GRACE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One making of a feed.
+
+    Attributes:
+        here: The backends.
+        reader_id: Whose feed it is.
+        limit: Posts on a page.
+        degraded: What was away so far.
+    """
+
+    here: Backends
+    reader_id: int
+    limit: int
+    degraded: list[str] = field(default_factory=list)
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that the whole feed may take."""
+        return self.here.settings.feed_deadline_s
+
+    def note(self, degraded: Iterable[str]) -> None:
+        """Adds what a service went on without."""
+        self.degraded.extend(name for name in degraded if name not in self.degraded)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage(Generic[P, T]):
+    """A step of the pipeline.
+
+    Attributes:
+        name: In metrics and in `degraded`.
+        share: Of the feed's deadline, 0 to 1.
+        work: The step.
+        stand_in: What takes its place when it fails: takes the same, and needs no backend. None
+            when there is no page without the step; then its error is the request's.
+    """
+
+    name: str
+    share: float
+    work: Callable[Concatenate[Run, P], Coroutine[Any, Any, T]]
+    stand_in: Callable[Concatenate[Run, P], T] | None
+
+    async def __call__(self, run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The step's result, or what stands in for it."""
+        budget_s = self.share * run.deadline_s
+        try:
+            async with asyncio.timeout(deadlines.remaining(budget_s + _GRACE_S)):
+                with metrics.feed_stage(self.name), deadlines.within(budget_s):
+                    return await self.work(run, *args, **kwargs)
+        except Exception as error:
+            # Any failure counts, also one nobody foresaw: this is where the page is kept alive.
+            if self.stand_in is None:
+                if isinstance(error, TimeoutError):
+                    raise DeadlineExceeded(f"The feed's {self.name} took too long.") from error
+                raise
+            mark(self.name, error, run.degraded)
+            return self.stand_in(run, *args, **kwargs)

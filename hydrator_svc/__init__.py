@@ -1,0 +1,1 @@
+"""Presentation: the order on the page, and everything needed to show it."""

@@ -1,0 +1,156 @@
+"""The order of a feed: by score, within rules that keep each page varied. Pure.
+
+Page by page and place by place, the best candidate that breaks no rule comes next:
+
+- never two posts of one author in a row;
+- at most two posts of one author on a page;
+- strangers' share of a page stays within its bounds, while both kinds are left.
+
+Where every candidate that is left breaks a rule, the best of those that break the least comes next:
+the share bends first, then the number, then the row. So no page is short and nothing is lost.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from feed.v1.hydrator_pb2 import (
+    PLACEMENT_AUTHOR_SPREAD,
+    PLACEMENT_BY_SCORE,
+    PLACEMENT_DISCOVERY_SHARE,
+    Placement,
+)
+
+MAX_PER_AUTHOR = 2
+# What breaking a rule weighs: more than all that bend before it.
+_WRONG_KIND, _TOO_MANY, _IN_A_ROW = 1, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One candidate. `index` is its place in the request."""
+
+    index: int
+    author_id: int
+    is_stranger: bool
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How pages are made up.
+
+    Args:
+        page_size: Posts on a page.
+        share_min: Least share of strangers' posts on a page, 0 to 1.
+        share_max: Greatest share.
+    """
+
+    page_size: int
+    share_min: float
+    share_max: float
+
+    def strangers(self, length: int) -> tuple[int, int]:
+        """The least and the greatest number of strangers' posts on a page of this length.
+
+        Anything goes where no whole number lies within the shares, as on a page of one post.
+        """
+        # 0.1 * 30 is a little more than 3, and must not become 4.
+        least = math.ceil(self.share_min * length - 1e-9)
+        greatest = math.floor(self.share_max * length + 1e-9)
+        return (least, greatest) if least <= greatest else (0, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One entry of the order, and why it is there."""
+
+    index: int
+    placement: Placement.ValueType
+
+
+@dataclass(slots=True)
+class _Page:
+    """A page being filled."""
+
+    places_left: int
+    least: int
+    greatest: int
+    by_author: dict[int, int] = field(default_factory=dict)
+    strangers: int = 0
+
+    def barred_kind(self) -> bool | None:
+        """Whose posts must not come next: strangers' (True), followed authors' (False), nobody's.
+
+        Followed authors wait when only strangers can still bring the page up to its least share.
+        """
+        if self.strangers >= self.greatest:
+            return True
+        if self.least - self.strangers >= self.places_left:
+            return False
+        return None
+
+    def add(self, item: Item) -> None:
+        self.places_left -= 1
+        self.by_author[item.author_id] = self.by_author.get(item.author_id, 0) + 1
+        self.strangers += item.is_stranger
+
+
+def rerank(items: Sequence[Item], bounds: Bounds) -> list[Placed]:
+    """The whole feed: every item once. Equal scores stay in the order given; NaN comes last."""
+    left = sorted(items, key=lambda item: math.inf if math.isnan(item.score) else -item.score)
+    strangers_left = sum(item.is_stranger for item in left)
+    passed: dict[int, Placement.ValueType] = {}
+    placed: list[Placed] = []
+    above: int | None = None
+    while left:
+        length = min(bounds.page_size, len(left))
+        page = _Page(length, *bounds.strangers(length))
+        while page.places_left:
+            both_left = 0 < strangers_left < len(left)
+            barred = page.barred_kind() if both_left else None
+            place, faults = _next(left, page, above, barred)
+            item = left.pop(place)
+            lifted = _pass_over(left[:place], faults, passed)
+            reason = passed.get(item.index) or (
+                PLACEMENT_DISCOVERY_SHARE if lifted else PLACEMENT_BY_SCORE
+            )
+            placed.append(Placed(item.index, reason))
+            page.add(item)
+            strangers_left -= item.is_stranger
+            above = item.author_id
+    return placed
+
+
+def _next(
+    left: Sequence[Item], page: _Page, above: int | None, barred: bool | None
+) -> tuple[int, list[int]]:
+    """The place in `left` of the item that comes next, and what each item before it breaks."""
+    faults: list[int] = []
+    best, least = 0, _WRONG_KIND + _TOO_MANY + _IN_A_ROW + 1
+    for place, item in enumerate(left):
+        fault = 0
+        if item.is_stranger is barred:
+            fault += _WRONG_KIND
+        if page.by_author.get(item.author_id, 0) >= MAX_PER_AUTHOR:
+            fault += _TOO_MANY
+        if item.author_id == above:
+            fault += _IN_A_ROW
+        if fault < least:
+            best, least = place, fault
+            if not fault:
+                break
+        faults.append(fault)
+    return best, faults[:best]
+
+
+def _pass_over(
+    items: Sequence[Item], faults: Sequence[int], passed: dict[int, Placement.ValueType]
+) -> bool:
+    """Notes why items had to wait; returns whether any had to for the share of strangers."""
+    for item, fault in zip(items, faults, strict=True):
+        author = fault >= _TOO_MANY
+        passed.setdefault(
+            item.index, PLACEMENT_AUTHOR_SPREAD if author else PLACEMENT_DISCOVERY_SHARE
+        )
+    return any(fault & _WRONG_KIND for fault in faults)

@@ -1,0 +1,1 @@
+"""Scoring: how much the reader would like each candidate."""

@@ -1,0 +1,43 @@
+"""heuristic://: a formula, which needs nothing and so is the fallback of every model."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranker_svc.features import COLUMN, PRIOR_RATE, Matrix
+
+_RECENCY_HALVES_H = 24.0
+
+
+def score(features: Matrix) -> NDArray[np.float32]:
+    """A weighted mean of six values from 0 to 1, shape (n,).
+
+    | weight | value |
+    |---|---|
+    | 0.25 | affinity to the author |
+    | 0.25 | topic similarity, 0 where negative |
+    | 0.20 | recency: 1 when new, half after 24 hours |
+    | 0.15 | engagement: rate / (rate + 0.05), so half for a post with the usual rate |
+    | 0.10 | followed: 1 for a social candidate |
+    | 0.05 | has media |
+    """
+    rate = features[:, COLUMN["engagement_rate"]]
+    recency = np.exp2(-features[:, COLUMN["age_hours"]] / _RECENCY_HALVES_H)
+    total: NDArray[np.float32] = (
+        0.25 * features[:, COLUMN["affinity"]]
+        + 0.25 * np.maximum(features[:, COLUMN["topic_similarity"]], 0)
+        + 0.20 * recency
+        + 0.15 * rate / (rate + PRIOR_RATE)
+        + 0.10 * features[:, COLUMN["source_social"]]
+        + 0.05 * features[:, COLUMN["has_media"]]
+    )
+    return total
+
+
+class HeuristicScorer:
+    """The formula behind the port."""
+
+    version = "heuristic/1"
+
+    async def score(self, features: Matrix) -> NDArray[np.float32]:
+        """See `ranker_svc.scorers.heuristic.score`."""
+        return score(features)

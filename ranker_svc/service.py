@@ -1,0 +1,128 @@
+"""The ranker service's servicer: features, model, penalties."""
+
+import numpy as np
+from feed.v1.ranker_pb2 import DESCRIPTOR, RankCandidatesRequest, RankCandidatesResponse
+from feed.v1.ranker_pb2_grpc import RankerServiceServicer, add_RankerServiceServicer_to_server
+from numpy.typing import NDArray
+
+from mesh import deadlines, telemetry
+from mesh.columns import require_equal_lengths
+from mesh.degrade import best_effort
+from mesh.errors import Internal, InvalidArgument
+from mesh.ids import now_ms
+from mesh.packing import unpack
+from mesh.server import GrpcServer
+from mesh.settings import Settings
+from ranker_svc.features import COLUMN, Matrix, Subject, build, fetch
+from ranker_svc.scorers import heuristic
+from ranker_svc.scorers.connect import open_scorer
+from ranker_svc.scorers.port import Scorer
+from stores.connect import Connections
+from stores.features.port import FeatureStore
+
+MAX_CANDIDATES = 150
+_TIMEOUT_S = 1.0
+
+Scores = NDArray[np.float32]
+
+
+class RankerService(RankerServiceServicer):
+    """feed.v1.RankerService.
+
+    Scores are what the model says, 0 to 1, less the candidate's penalty.
+
+    Args:
+        features: What is known of readers and posts.
+        scorer: The model; the heuristic takes its place when it fails or is late.
+    """
+
+    def __init__(self, features: FeatureStore, scorer: Scorer) -> None:
+        self._features = features
+        self._scorer = scorer
+
+    async def RankCandidates(
+        self, request: RankCandidatesRequest, context: object
+    ) -> RankCandidatesResponse:
+        """A score for every candidate."""
+        subject = _subject(request)
+        degraded: list[str] = []
+        known = await fetch(self._features, subject, degraded)
+        matrix = build(subject, known, now_ms())
+        scores, version = await self._score(matrix, degraded)
+        if request.penalties:
+            scores = scores - np.nan_to_num(np.array(request.penalties, np.float32))
+        telemetry.annotate(
+            {"feed.model.version": version, "feed.candidates.ranked": len(subject.post_ids)}
+        )
+        return RankCandidatesResponse(
+            scores=scores.tolist(),
+            model_version=version,
+            degraded=degraded,
+            topic_similarities=matrix[:, COLUMN["topic_similarity"]].tolist(),
+            author_affinities=matrix[:, COLUMN["affinity"]].tolist(),
+        )
+
+    async def _score(self, matrix: Matrix, degraded: list[str]) -> tuple[Scores, str]:
+        """Scores in 0..1, and whose they are."""
+        if not len(matrix):
+            return np.zeros(0, np.float32), self._scorer.version
+        scores = await best_effort(
+            _checked(self._scorer, matrix),
+            None,
+            backend="model",
+            degraded=degraded,
+            timeout_s=deadlines.remaining(_TIMEOUT_S) * 0.8,
+        )
+        if scores is None:
+            return _in_range(heuristic.score(matrix)), heuristic.HeuristicScorer.version
+        return _in_range(scores), self._scorer.version
+
+
+async def _checked(scorer: Scorer, matrix: Matrix) -> Scores:
+    scores = await scorer.score(matrix)
+    if scores.shape != (len(matrix),):
+        raise Internal(f"{scorer.version} gave scores of shape {scores.shape}")
+    return scores
+
+
+def _in_range(scores: Scores) -> Scores:
+    """0 for what is no number, so that it comes last and no sum with it is lost."""
+    return np.clip(np.nan_to_num(scores, nan=0.0), 0, 1)
+
+
+def _subject(request: RankCandidatesRequest) -> Subject:
+    reader, candidates = request.reader, request.candidates
+    if not reader.user_id:
+        raise InvalidArgument("no reader", fields={"reader.user_id": "is missing"})
+    count = require_equal_lengths(candidates, "candidates")
+    if count > MAX_CANDIDATES:
+        raise InvalidArgument(
+            "too many candidates",
+            fields={"candidates": f"has {count} where at most {MAX_CANDIDATES} are ranked"},
+        )
+    if len(request.penalties) not in (0, count):
+        raise InvalidArgument(
+            "the penalties do not fit the candidates",
+            fields={"penalties": f"has {len(request.penalties)} where {count} were expected"},
+        )
+    return Subject(
+        reader_id=reader.user_id,
+        interest=unpack(reader.interest_vector),
+        follower_count=reader.follower_count,
+        avg_engagement_rate=reader.avg_engagement_rate,
+        post_ids=list(candidates.post_ids),
+        author_ids=list(candidates.author_ids),
+        sources=list(candidates.sources),
+    )
+
+
+def server(settings: Settings, stores: Connections) -> GrpcServer:
+    """The ranker service, to be entered. Raises `ValueError` when its model does not load."""
+    servicer = RankerService(stores.features(), open_scorer(settings.url(settings.model_url)))
+    name = DESCRIPTOR.services_by_name["RankerService"].full_name
+    return GrpcServer(
+        "ranker_svc",
+        f"{settings.host}:{settings.ranker_port}",
+        [(add_RankerServiceServicer_to_server, servicer, name)],
+        settings,
+    )

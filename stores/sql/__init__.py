@@ -1,0 +1,1 @@
+"""The SQL database: tables, migrations, and how to reach it. SQLite here, TiDB elsewhere."""

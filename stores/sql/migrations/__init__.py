@@ -1,0 +1,1 @@
+"""Alembic's folder; revisions are written by hand, `stores.sql.migrate` runs them."""

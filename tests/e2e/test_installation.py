@@ -1,0 +1,231 @@
+"""What `make run` starts, used as the README tells its three kinds of user to."""
+
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
+from tests.fixtures.installation import ROOT, Installation
+from tests.fixtures.world import Person
+
+SERVICES = {
+    "candidate": "feed.v1.CandidateService",
+    "filter": "feed.v1.FilterService",
+    "ranker": "feed.v1.RankerService",
+    "hydrator": "feed.v1.HydratorService",
+}
+READER = {"reader": {"user_id": "42"}}
+CALLS = {
+    "candidate": ("GetCandidates", {**READER, "strategy": "RETRIEVAL_STRATEGY_DISCOVERY"}),
+    "filter": ("ListSeen", {"reader_id": "42"}),
+    "ranker": ("RankCandidates", {**READER, "candidates": {}}),
+    "hydrator": ("HydratePosts", {"post_ids": ["42"], "limit": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
+    """With the demo world."""
+    installation = Installation(tmp_path_factory.mktemp("demo") / "data", FEED_DEMO="true")
+    await installation.start()
+    yield installation
+    await installation.stop()
+
+
+async def demo_reader(demo: Installation) -> Person:
+    login = await demo.client.post(
+        "/auth/token", data={"username": DEMO_USERNAME, "password": DEMO_PASSWORD}
+    )
+    assert login.status_code == 200, login.text
+    return Person("", DEMO_USERNAME, {"Authorization": f"Bearer {login.json()['access_token']}"})
+
+
+async def test_the_demo_readers_first_feed_is_full_blended_and_whole(demo: Installation) -> None:
+    page = await demo.feed(await demo_reader(demo))
+    assert len(page["items"]) == 20
+    assert page["degraded"] == []
+    assert {"social", "discovery"} <= {item["source"] for item in page["items"]}
+    authors = [item["author"]["user_id"] for item in page["items"]]
+    assert max(authors.count(author) for author in authors) <= 2
+    assert all(one != next_one for one, next_one in itertools.pairwise(authors))
+    images = [media["url"] for item in page["items"] for media in item["media"]]
+    assert images
+    assert (await demo.client.get(images[0])).headers["content-type"].startswith("image/")
+
+
+async def test_two_hundred_feeds_at_concurrency_sixteen_give_no_error(demo: Installation) -> None:
+    reader = await demo_reader(demo)
+    todo = iter(range(200))
+
+    async def scroll() -> None:
+        for _ in todo:
+            page = await demo.feed(reader)
+            assert len(page["items"]) == 20
+
+    await asyncio.gather(*(scroll() for _ in range(16)))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_every_service_can_be_listed_and_called_by_reflection_alone(
+    demo: Installation, service: str
+) -> None:
+    """What grpcurl does: nothing is known but the port."""
+    address = demo.env[f"FEED_{service.upper()}_ADDRESS"]
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+        async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
+            async for answer in stub.ServerReflectionInfo(
+                iter([reflection_pb2.ServerReflectionRequest(**request)])
+            ):
+                return answer
+            raise AssertionError("no answer")
+
+        listed = await ask(list_services="")
+        names = {each.name for each in listed.list_services_response.service}
+        assert {SERVICES[service], "grpc.health.v1.Health"} <= names
+
+        pool = descriptor_pool.DescriptorPool()
+        files = {}
+        waiting = (await ask(file_containing_symbol=SERVICES[service])).file_descriptor_response
+        for data in waiting.file_descriptor_proto:
+            file = descriptor_pb2.FileDescriptorProto.FromString(data)
+            files[file.name] = file
+        added: set[str] = set()
+
+        async def add(name: str) -> None:
+            if name in added:
+                return
+            if name not in files:
+                answer = await ask(file_by_filename=name)
+                files[name] = descriptor_pb2.FileDescriptorProto.FromString(
+                    answer.file_descriptor_response.file_descriptor_proto[0]
+                )
+            for needed in files[name].dependency:
+                await add(needed)
+            pool.Add(files[name])
+            added.add(name)
+
+        for name in list(files):
+            await add(name)
+        method_name, body = CALLS[service]
+        method = pool.FindServiceByName(SERVICES[service]).methods_by_name[method_name]
+        request = json_format.ParseDict(
+            body, message_factory.GetMessageClass(method.input_type)(), descriptor_pool=pool
+        )
+        answer = await channel.unary_unary(
+            f"/{SERVICES[service]}/{method_name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
+        )(request, timeout=5)
+        assert answer.DESCRIPTOR.full_name.endswith(f"{method_name}Response")
+
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", SERVICES[service]):
+            status = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert status.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_client_on_the_stubs_wheel_alone_gets_candidates(
+    demo: Installation, tmp_path: Path
+) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path,
+         ROOT / "stubs"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    [wheel] = tmp_path.glob("feedmesh_stubs-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert not (site / "edge").exists(), "the internal contract is not for other teams"
+    program = f"""
+import json, sys
+import grpc
+from feed.v1 import candidate_pb2, candidate_pb2_grpc, common_pb2
+assert candidate_pb2.__file__.startswith({str(site)!r}), candidate_pb2.__file__
+with grpc.insecure_channel({demo.env["FEED_CANDIDATE_ADDRESS"]!r}) as channel:
+    answer = candidate_pb2_grpc.CandidateServiceStub(channel).GetCandidates(
+        candidate_pb2.GetCandidatesRequest(
+            reader=common_pb2.Reader(user_id=42),
+            strategy=candidate_pb2.RETRIEVAL_STRATEGY_DISCOVERY,
+        ),
+        timeout=5,
+    )
+print(json.dumps([len(answer.candidates.post_ids), "mesh" in sys.modules]))
+"""
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=tmp_path, env={"PYTHONPATH": str(site)},
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await client.communicate()
+    candidates, has_mesh = json.loads(output)
+    assert candidates > 0
+    assert not has_mesh
+
+
+async def test_a_second_start_says_clearly_that_the_first_one_runs(demo: Installation) -> None:
+    second = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "local", cwd=ROOT, env={**demo.env, "PATH": ""},
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, message = await second.communicate()
+    assert second.returncode == 1
+    assert b"running already" in message
+
+
+async def test_a_taken_port_is_named_with_its_setting(demo: Installation, tmp_path: Path) -> None:
+    env = {**demo.env, "FEED_DATA_DIR": str(tmp_path), "PATH": ""}
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "local", cwd=ROOT, env=env, stderr=asyncio.subprocess.PIPE
+    )
+    _, message = await other.communicate()
+    assert other.returncode == 1
+    assert b"FEED_GATEWAY_PORT" in message
+
+
+@pytest.mark.timeout(180)
+async def test_generated_requests_to_every_endpoint_get_no_server_error(
+    demo: Installation,
+) -> None:
+    reader = await demo_reader(demo)
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance"
+    run = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).parent / "schemathesis"), "run", f"{demo.url}/openapi.json",
+        "--checks", checks, "--max-examples", "15", "--seed", "1", "--phases",
+        "examples,coverage,fuzzing", "-H", f"Authorization: {reader.headers['Authorization']}",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await run.communicate()
+    assert run.returncode == 0, output.decode()[-6000:]
+
+
+async def test_sigterm_stops_everything_and_a_restart_keeps_the_data(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    installation = Installation(tmp_path_factory.mktemp("restart") / "data")
+    await installation.start()
+    author = await installation.sign_up("keeper")
+    answer = await installation.client.post(
+        "/post", json={"text": "still here tomorrow"}, headers=author.headers
+    )
+    pids = installation.pids()
+    assert await installation.stop() == 0
+    assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
+
+    await installation.start()
+    post_id = answer.json()["post_id"]
+    again = await installation.client.get(f"/post/{post_id}", headers=author.headers)
+    assert again.status_code == 200
+    assert again.json()["text"] == "still here tomorrow"
+    await installation.stop()

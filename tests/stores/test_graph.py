@@ -1,0 +1,151 @@
+"""What every adapter of the graph port does."""
+
+import asyncio
+
+import pytest
+from feed.v1 import events_pb2
+
+from mesh.errors import PermissionDenied, ResourceExhausted
+from stores.events.port import Event, Topic
+from stores.graph.port import GraphStore, Neighborhood, Relation
+from stores.graph.sql import SqlGraphStore
+from stores.sql.database import Database
+from tests.fixtures.sql import announced, fresh_id, fresh_ids
+
+LIMIT = 100
+
+
+@pytest.fixture(params=[SqlGraphStore])
+def graph(request: pytest.FixtureRequest, database: Database) -> GraphStore:
+    store: GraphStore = request.param(database)
+    return store
+
+
+def event(user_id: int) -> Event:
+    return Event(Topic.GRAPH, user_id, events_pb2.GraphEvent(user_id=user_id))
+
+
+async def follow(graph: GraphStore, user_id: int, author_id: int) -> bool:
+    return await graph.follow(user_id, author_id, LIMIT, event(user_id))
+
+
+async def test_following_is_known_to_both_sides_and_announced_once(
+    graph: GraphStore, database: Database
+) -> None:
+    reader, author = fresh_ids(2)
+    assert await follow(graph, reader, author)
+    assert not await follow(graph, reader, author)
+    assert await graph.neighborhood(reader) == Neighborhood([author], [], [])
+    assert await graph.relation(reader, author) == Relation(True, False, False)
+    assert await graph.relation(author, reader) == Relation(False, False, False)
+    assert await graph.follower_counts([author, reader]) == {author: 1, reader: 0}
+    assert await graph.following_count(reader) == 1
+    assert len(await announced(database, reader)) == 1
+
+
+async def test_unfollowing_ends_it(graph: GraphStore, database: Database) -> None:
+    reader, author = fresh_ids(2)
+    await follow(graph, reader, author)
+    assert await graph.unfollow(reader, author, event(reader))
+    assert not await graph.unfollow(reader, author, event(reader))
+    assert await graph.neighborhood(reader) == Neighborhood([], [], [])
+    assert await graph.following_count(reader) == 0
+    assert len(await announced(database, reader)) == 2
+
+
+async def test_blocking_ends_following_in_both_directions(
+    graph: GraphStore, database: Database
+) -> None:
+    one, other, third = fresh_ids(3)
+    for follower, author in ((one, other), (other, one), (one, third)):
+        await follow(graph, follower, author)
+    assert await graph.block(one, other, event(one))
+    assert not await graph.block(one, other, event(one))
+    assert await graph.neighborhood(one) == Neighborhood([third], [], [other])
+    assert await graph.neighborhood(other) == Neighborhood([], [], [one])
+    assert await graph.relation(one, other) == Relation(False, True, False)
+    assert await graph.relation(other, one) == Relation(False, False, True)
+    assert len(await announced(database, one)) == 3
+
+
+async def test_neither_side_of_a_block_can_follow_until_it_ends(graph: GraphStore) -> None:
+    one, other = fresh_ids(2)
+    await graph.block(one, other, event(one))
+    for follower, author in ((one, other), (other, one)):
+        with pytest.raises(PermissionDenied):
+            await follow(graph, follower, author)
+    assert (await graph.neighborhood(other)).following == []
+    assert await graph.unblock(one, other, event(one))
+    assert not await graph.unblock(one, other, event(one))
+    assert await follow(graph, other, one)
+
+
+async def test_a_mutual_block_is_one_neighbor(graph: GraphStore) -> None:
+    one, other = fresh_ids(2)
+    await graph.block(one, other, event(one))
+    await graph.block(other, one, event(other))
+    assert (await graph.neighborhood(one)).blocked == [other]
+    assert await graph.relation(one, other) == Relation(False, True, True)
+
+
+async def test_following_stops_at_the_limit(graph: GraphStore, database: Database) -> None:
+    reader, authors = fresh_id(), fresh_ids(3)
+    for author in authors[:2]:
+        await graph.follow(reader, author, 2, event(reader))
+    with pytest.raises(ResourceExhausted):
+        await graph.follow(reader, authors[2], 2, event(reader))
+    assert not await graph.follow(reader, authors[0], 2, event(reader))
+    assert await graph.following_count(reader) == 2
+    assert len(await announced(database, reader)) == 2
+
+
+async def test_concurrent_follows_do_not_pass_the_limit(graph: GraphStore) -> None:
+    reader = fresh_id()
+    follows = [graph.follow(reader, author, 5, event(reader)) for author in fresh_ids(12)]
+    outcomes = await asyncio.gather(*follows, return_exceptions=True)
+    assert outcomes.count(True) == 5
+    assert await graph.following_count(reader) == 5
+
+
+async def test_bulk_follows_may_be_repeated_and_announce_nothing(
+    graph: GraphStore, database: Database
+) -> None:
+    reader, authors = fresh_id(), fresh_ids(7500)
+    edges = [(reader, author) for author in authors]
+    for _ in range(2):
+        await graph.follow_many([*edges, edges[0]])
+    assert sorted((await graph.neighborhood(reader)).following) == authors
+    assert set((await graph.follower_counts(authors)).values()) == {1}
+    assert await announced(database, reader) == []
+
+
+async def test_followers_come_in_pages_in_the_order_of_ids(graph: GraphStore) -> None:
+    author, followers = fresh_id(), fresh_ids(5)
+    await graph.follow_many([(follower, author) for follower in reversed(followers)])
+    assert await graph.followers_page(author, 0, 2) == followers[:2]
+    assert await graph.followers_page(author, followers[1], 10) == followers[2:]
+    assert await graph.followers_page(author, followers[-1], 10) == []
+
+
+async def test_edges_come_in_pages_in_order(graph: GraphStore) -> None:
+    one, two = fresh_ids(2)
+    authors = fresh_ids(2)
+    edges = [(one, authors[0]), (one, authors[1]), (two, authors[0])]
+    await graph.follow_many(edges[::-1])
+    assert await graph.follows_page((one, 0), 2) == edges[:2]
+    assert (await graph.follows_page(edges[1], 10))[:1] == edges[2:]
+
+
+async def test_a_pulled_author_stays_pulled(graph: GraphStore) -> None:
+    reader, celebrity, author = fresh_ids(3)
+    await graph.follow_many([(reader, celebrity), (reader, author)])
+    assert not await graph.is_pulled(celebrity)
+    for _ in range(2):
+        await graph.mark_pulled(celebrity)
+    assert await graph.is_pulled(celebrity)
+    neighborhood = await graph.neighborhood(reader)
+    assert sorted(neighborhood.following) == [celebrity, author]
+    assert neighborhood.pulled == [celebrity]
+    await graph.unfollow(reader, celebrity, event(reader))
+    assert await graph.is_pulled(celebrity)
+    assert (await graph.neighborhood(reader)).pulled == []

@@ -1,0 +1,1 @@
+"""Everything asynchronous: what follows from a write, read from the event log."""

@@ -1,0 +1,137 @@
+"""The relay: carries events from the outbox to the event log, in order, at least once."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from uuid import uuid4
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation as untraced
+from opentelemetry.trace import SpanKind
+
+from mesh import metrics, telemetry
+from mesh.errors import FeedError, Unavailable
+from stores.events.port import EventLog, OutgoingRecord
+from stores.leases.port import Leases
+from stores.outbox.port import Outbox, OutboxRow
+from workers.consumer import Pause, backoff_s
+
+_log = logging.getLogger(__name__)
+
+LEASE = "relay"
+_ROWS = 100
+_IDLE_S = 0.05
+_LONG_IDLE_S = 0.2
+
+
+class Relay:
+    """Publishes the outbox's rows while it holds the lease, so that one relay does it at a time.
+
+    A row is removed once the event log has acknowledged it. After a crash in between, its event is
+    published again, with the same `event_id`.
+
+    Args:
+        outbox: Where events wait.
+        events: Where they go.
+        leases: Decides between relays.
+        system: The event log's name, for spans: the scheme of its URL.
+        lease_s: Seconds for which the lease is taken; after a crash, what another relay waits.
+    """
+
+    def __init__(
+        self, outbox: Outbox, events: EventLog, leases: Leases, system: str, lease_s: float = 5.0
+    ) -> None:
+        self._outbox = outbox
+        self._events = events
+        self._leases = leases
+        self._system = system
+        self._lease_s = lease_s
+        self._holder = uuid4().hex
+        self._held_until = 0.0
+        self._pause = Pause("relay")
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        try:
+            await self._relay_forever()
+        finally:
+            # The next relay need not wait for the lease to expire.
+            with suppress(FeedError), untraced():
+                await asyncio.shield(self._leases.release(LEASE, self._holder))
+
+    async def _relay_forever(self) -> None:
+        attempt, idle_s = 0, _IDLE_S
+        while True:
+            try:
+                if not await self._holds_lease():
+                    await asyncio.sleep(self._lease_s / 3)
+                    continue
+                moved = await self._move()
+            except Exception as error:
+                # Also what nobody foresaw: a relay that stops would stop everything behind it.
+                self._pause.begin(error)
+                await asyncio.sleep(backoff_s(attempt))
+                attempt += 1
+                continue
+            self._pause.end()
+            attempt = 0
+            idle_s = _IDLE_S if moved else min(idle_s * 1.2, _LONG_IDLE_S)
+            if moved < _ROWS:
+                await asyncio.sleep(idle_s)
+
+    async def _holds_lease(self) -> bool:
+        """Renews the lease when a third of it has passed."""
+        now = asyncio.get_running_loop().time()
+        if now < self._held_until - self._lease_s * 2 / 3:
+            return True
+        held_before = now < self._held_until
+        with untraced():
+            held = await self._leases.acquire(LEASE, self._holder, self._lease_s)
+        # Counted from before the call: the store's clock for it can only have started later.
+        self._held_until = now + self._lease_s if held else 0.0
+        if held != held_before:
+            _log.info("relay %s the lease", "has" if held else "lost")
+        return held
+
+    async def _move(self) -> int:
+        """Publishes the oldest rows; returns how many."""
+        # Polling is no work of anybody's: its spans would bury those that are.
+        with untraced():
+            rows = await self._outbox.pending(_ROWS)
+        metrics.OUTBOX_PENDING.set(len(rows))
+        if rows:
+            await self._publish(rows)
+            with untraced():
+                await self._outbox.published([row.row_id for row in rows])
+        return len(rows)
+
+    async def _publish(self, rows: list[OutboxRow]) -> None:
+        """Raises `Unavailable` when the lease ends before the event log has answered."""
+        with ExitStack() as spans:
+            records = [spans.enter_context(self._sending(row.record)) for row in rows]
+            try:
+                async with asyncio.timeout_at(self._held_until):
+                    # One call for many traces: each one's own span covers it.
+                    with untraced():
+                        await self._events.publish(records)
+            except TimeoutError:
+                raise Unavailable("the event log did not answer while the lease was held") from None
+
+    @contextmanager
+    def _sending(self, record: OutgoingRecord) -> Iterator[OutgoingRecord]:
+        """The record within its PRODUCER span, whose context its consumers will continue."""
+        attributes = {
+            "messaging.system": self._system,
+            "messaging.destination.name": record.topic,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.message.id": record.headers.get("event_id", ""),
+        }
+        with telemetry.span(
+            f"send {record.topic}",
+            kind=SpanKind.PRODUCER,
+            attributes=attributes,
+            context=telemetry.extract(record.headers),
+        ):
+            yield replace(record, headers={**record.headers, **telemetry.inject()})

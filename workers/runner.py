@@ -1,0 +1,95 @@
+"""Which workers there are, and running them."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from mesh import telemetry
+from mesh.settings import Settings
+from stores.connect import Connections
+from workers.consumer import Consumer, Worker
+from workers.embedding import Embedding
+from workers.fanout import Fanout
+from workers.features import Features
+from workers.impressions import Impressions
+from workers.relay import Relay
+
+_Job = Coroutine[Any, Any, None]
+
+
+async def run_workers(settings: Settings, stores: Connections, names: Sequence[str] = ()) -> None:
+    """Runs the named workers, or all, until cancelled.
+
+    Any number of processes may run the same workers: groups share their records, and one relay
+    works at a time.
+
+    Args:
+        settings: FEED_PUSH_LIMIT, FEED_INTEREST_HALF_LIFE_DAYS, FEED_EXPLORATION_VIEWERS and the
+            stores' URLs are read.
+        stores: Where the workers read and write.
+        names: Of `NAMES`; empty for all.
+
+    Raises:
+        ValueError: A name is not known.
+    """
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        raise ValueError(f"no such worker: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+    with telemetry.as_service("workers"):
+        async with asyncio.TaskGroup() as tasks:
+            for name in names or NAMES:
+                for job in _JOBS[name](settings, stores):
+                    tasks.create_task(job, name=name)
+
+
+def _relay(settings: Settings, stores: Connections) -> list[_Job]:
+    relay = Relay(stores.outbox(), stores.events(), stores.leases(), _system(settings))
+    return [relay.run()]
+
+
+def _fanout(settings: Settings, stores: Connections) -> list[_Job]:
+    worker = Fanout(stores.posts(), stores.graph(), stores.mailboxes(), settings.push_limit)
+    return [_consume(worker, settings, stores)]
+
+
+def _embedding(settings: Settings, stores: Connections) -> list[_Job]:
+    worker = Embedding(stores.posts(), stores.embedder(), stores.vectors(), stores.features())
+    return [_consume(worker, settings, stores)]
+
+
+def _features(settings: Settings, stores: Connections) -> list[_Job]:
+    worker = Features(
+        stores.posts(),
+        stores.graph(),
+        stores.impressions(),
+        stores.features(),
+        stores.vectors(),
+        half_life=timedelta(days=settings.interest_half_life_days),
+        proven_viewers=settings.exploration_viewers,
+    )
+    return [_consume(worker, settings, stores)]
+
+
+def _impressions(settings: Settings, stores: Connections) -> list[_Job]:
+    worker = Impressions(stores.impressions())
+    return [_consume(worker, settings, stores), worker.purge_forever()]
+
+
+def _consume(worker: Worker, settings: Settings, stores: Connections) -> _Job:
+    return Consumer(worker, stores.events(), _system(settings)).run()
+
+
+def _system(settings: Settings) -> str:
+    return urlsplit(settings.events_url).scheme
+
+
+_JOBS: dict[str, Callable[[Settings, Connections], list[_Job]]] = {
+    "relay": _relay,
+    "fanout": _fanout,
+    "embedding": _embedding,
+    "features": _features,
+    "impressions": _impressions,
+}
+NAMES = tuple(_JOBS)
