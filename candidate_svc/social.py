@@ -54,9 +54,11 @@ class Social:
         return ranked(*authored, CANDIDATE_SOURCE_SOCIAL)
 
     async def _from_boxes(self, reader: Reader, limit: int) -> list[int]:
+        pulled_ids = list(reader.pulled_author_ids)
+        pushed_ids = list(set(reader.following_ids).difference(pulled_ids))
         pushed, pulled = await asyncio.gather(
-            self._timelines.mailbox(reader.user_id, list(reader.following_ids), limit),
-            self._timelines.authored(list(reader.pulled_author_ids), limit),
+            self._timelines.mailbox(reader.user_id, pushed_ids, limit),
+            self._timelines.recent_by_authors(pulled_ids, limit),
         )
         return newest([pushed, *pulled.values()], limit)
 

@@ -94,7 +94,6 @@ async def _posts(stores: Connections, media: Path) -> AsyncIterator[Sequence[Lin
                 tags=post.tags,
                 created_at=post.created_at,
                 media=await _save_media(stores, post, media),
-                # The model checks what it is given as it checks what it reads: as base64.
                 embedding=embeddings.get(post.post_id),
             )
             for post in page

@@ -39,7 +39,9 @@ _UNIT_WITHIN = 1e-5
 
 def _to_vector(value: object) -> Vector:
     """384 numbers, or the base64 of as many little-endian float32, scaled to length 1."""
-    if isinstance(value, str):
+    if isinstance(value, np.ndarray):
+        vector = value
+    elif isinstance(value, str):
         try:
             vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4")
         except (binascii.Error, ValueError):

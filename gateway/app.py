@@ -9,7 +9,6 @@ from feed.v1.candidate_pb2_grpc import CandidateServiceStub
 from feed.v1.filter_pb2_grpc import FilterServiceStub
 from feed.v1.hydrator_pb2_grpc import HydratorServiceStub
 from feed.v1.ranker_pb2_grpc import RankerServiceStub
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 
 from gateway import (
@@ -131,14 +130,7 @@ async def _services(opened: AsyncExitStack, settings: Settings) -> Services:
         filter=FilterServiceStub(channels["filter_svc"]),
         ranker=RankerServiceStub(channels["ranker_svc"]),
         hydrator=HydratorServiceStub(channels["hydrator_svc"]),
-        health={
-            name: channel.unary_unary(
-                "/grpc.health.v1.Health/Check",
-                request_serializer=HealthCheckRequest.SerializeToString,
-                response_deserializer=HealthCheckResponse.FromString,
-            )
-            for name, channel in channels.items()
-        },
+        health={name: ops.health_check(channel) for name, channel in channels.items()},
     )
 
 

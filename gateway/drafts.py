@@ -27,12 +27,23 @@ _TAGS_OF_FORM = {
     "items": {"type": "string"},
     "description": f"Repeated, or joined by commas; at most {MAX_TAGS} of {MAX_TAG_LENGTH}.",
 }
+
+
+def _json_schema() -> dict[str, Any]:
+    """As `PostDraft` has it; and without media there has to be a text."""
+    schema = PostDraft.model_json_schema()
+    schema["required"] = ["text"]
+    schema["properties"]["text"] |= {"minLength": 1, "pattern": r"\S"}
+    del schema["properties"]["text"]["default"]
+    return schema
+
+
 # The body is read by hand, because it has two forms; this tells OpenAPI so.
 OPENAPI = {
     "requestBody": {
         "required": True,
         "content": {
-            JSON: {"schema": PostDraft.model_json_schema()},
+            JSON: {"schema": _json_schema()},
             FORM: {
                 "schema": {
                     "type": "object",
@@ -132,11 +143,11 @@ def _split(tags: str) -> Iterator[str]:
 
 
 async def _files(form: FormData) -> list[Upload]:
-    uploads = form.getlist("media")
+    # A browser's empty file input sends something without a name and content.
+    uploads = [each for each in form.getlist("media") if each != ""]
     files = [each for each in uploads if isinstance(each, UploadFile)]
     if len(files) < len(uploads):
         raise InvalidArgument("The media are not files.", fields={"media": "is text"})
-    # A browser's empty file input sends a file without a name and content.
     files = [each for each in files if each.filename or each.size]
     if len(files) > MAX_FILES:
         raise InvalidArgument(

@@ -21,7 +21,7 @@ from mesh.ids import now_ms
 router = APIRouter(tags=["feed"])
 
 # Each stage: its name in metrics and `degraded`, its share of FEED_FEED_DEADLINE_S, what it does,
-# and what stands in for it when it is away (None: there is no page without it).
+# and what stands in for it when it is away or late (None: there is no page without it).
 READER = Stage("reader", 0.15, steps.load_reader, None)
 SOCIAL = Stage("social", 0.25, steps.find_social, stand_ins.no_candidates)
 DISCOVERY = Stage("discovery", 0.25, steps.find_discovery, stand_ins.no_candidates)
@@ -68,7 +68,7 @@ async def get_feed(
     request: Request,
     here: Here,
     me: Me,
-    limit: Annotated[int, Query(ge=1, le=50, description="Posts on the page.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=50, description="Posts on the page.")] = steps.PAGE_SIZE,
     cursor: Annotated[
         str | None,
         Query(max_length=2000, description="`next_cursor` of the page before, for 10 minutes."),

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Response
+from grpc.aio import Channel
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from opentelemetry import trace
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -17,6 +19,9 @@ from mesh.errors import FeedError, Unavailable
 router = APIRouter(tags=["operations"])
 PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _TIMEOUT_S = 1.0
+
+if TYPE_CHECKING:
+    from grpc.aio import UnaryUnaryMultiCallable
 
 
 @router.get("/healthz")
@@ -45,6 +50,17 @@ async def readyz(here: Here, response: Response) -> Readiness:
 async def exposition() -> Response:
     """The metrics of this process."""
     return Response(metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def health_check(
+    channel: Channel,
+) -> "UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse]":
+    """The standard health check; its generated stub is typed for synchronous channels only."""
+    return channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=HealthCheckRequest.SerializeToString,
+        response_deserializer=HealthCheckResponse.FromString,
+    )
 
 
 async def _serves(here: Backends, name: str) -> None:

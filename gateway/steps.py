@@ -16,6 +16,8 @@ from stores.features.port import UserFeatures
 T = TypeVar("T")
 U = TypeVar("U")
 
+# Posts on a page when the client does not say.
+PAGE_SIZE = 20
 # The most that the ranker takes.
 RANK_LIMIT = 150
 # Of the feed's deadline, for the part of the reader's context that a feed can do without.
@@ -82,7 +84,8 @@ async def judge(
         reader=reader,
         candidates=candidates,
         seen=seen,
-        page_size=run.limit,
+        # Who asks for a longer page does not thereby ask to see posts again.
+        page_size=min(run.limit, PAGE_SIZE),
         max_kept=RANK_LIMIT,
     )
     return await call(run.here.services.filter.FilterCandidates, request, timeout=run.deadline_s)

@@ -16,7 +16,6 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.redis import RedisInstrumentor
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -24,7 +23,6 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, Sampler
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mesh.errors import FeedError
 from mesh.settings import Settings
@@ -236,11 +234,6 @@ def annotate(attributes: Mapping[str, AttributeValue]) -> None:
 def user_hash(user_id: int) -> str:
     """A user's id as it may appear in telemetry: stable, and not the id."""
     return hashlib.blake2b(str(user_id).encode(), digest_size=8).hexdigest()
-
-
-def instrument_engine(engine: AsyncEngine) -> None:
-    """A CLIENT span for each statement."""
-    SQLAlchemyInstrumentor().instrument(engine=engine.sync_engine)
 
 
 def instrument_redis(client: Redis) -> None:

@@ -4,4 +4,5 @@ pytest_plugins = [
     "tests.fixtures.sql",
     "tests.fixtures.valkey",
     "tests.fixtures.vectors",
+    "tests.fixtures.world",
 ]

@@ -91,10 +91,14 @@ def test_places_and_other_metadata_are_gone(name: str) -> None:
     exif.get_ifd(GPS).update({1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 36.0)})
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "SecretCamera")
-    more: dict[str, object] = {"PNG": {"pnginfo": text}, "JPEG": {"comment": b"SecretCamera"}}.get(
-        name, {}
+    special: dict[str, dict[str, object]] = {
+        "PNG": {"pnginfo": text},
+        "JPEG": {"comment": b"SecretCamera"},
+        "WEBP": {},
+    }
+    upload = encoded(
+        picture(), name, exif=exif.tobytes(), icc_profile=srgb_profile(), **special[name]
     )
-    upload = encoded(picture(), name, exif=exif.tobytes(), icc_profile=srgb_profile(), **more)
     assert b"SecretCamera" in upload
     assert Image.open(io.BytesIO(upload)).getexif().get_ifd(GPS)
     media = prepare(upload, "image/jpeg")

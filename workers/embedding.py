@@ -95,7 +95,10 @@ class Embedding:
             has_media=bool(post.media),
             embedding=embedding,
         )
-        await self._features.put_unproven([post.post_id])
+        [known] = await self._features.posts([post.post_id])
+        # A repeat must not bring back a post that has proven itself since.
+        if known is None or known.viewer_count == 0:
+            await self._features.put_unproven([post.post_id])
 
 
 class _Waiting:

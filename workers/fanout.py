@@ -131,4 +131,4 @@ class Fanout:
             await self._mailboxes.remove([mailbox], newest[author_id])
         elif not await self._graph.is_pulled(author_id):
             recent = await self._timelines.recent_by_authors([author_id], _BACKFILL)
-            await self._mailboxes.push([mailbox], recent)
+            await self._mailboxes.push([mailbox], recent[author_id])

@@ -5,12 +5,13 @@
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import cast
 
-import numpy as np
 from redis.asyncio import Redis
 
-from stores.features.port import DIMENSIONS, PostFeatures, UserFeatures, Vector
+from mesh.packing import Vector, pack, unpack
+from stores.features.port import PostFeatures, UserFeatures
 from stores.redis_client import PIPELINE, redis_errors
 
 POPULAR_KEPT = 1_000
@@ -20,9 +21,8 @@ POST_S = 35 * 86_400
 USER_S = 60 * 86_400
 _POPULAR = "popular"
 _UNPROVEN = "unproven"
-_POST_FIELDS = ("author_id", "like_count", "has_media", "viewer_count", "embedding")
-_USER_FIELDS = ("follower_count", "avg_engagement_rate", "interest_vector")
-_PACKED = np.dtype("<f4")
+_POST_FIELDS = ["author_id", "like_count", "has_media", "viewer_count", "embedding"]
+_USER_FIELDS = ["follower_count", "avg_engagement_rate", "interest_vector"]
 # Arguments of one script; Lua unpacks no more than some 8,000.
 _ARGUMENTS = 1_000
 
@@ -55,10 +55,8 @@ class RedisFeatureStore:
         self._client = client
 
     async def user(self, user_id: int) -> UserFeatures:
-        with redis_errors():
-            values = await self._client.hmget(_user_key(user_id), _USER_FIELDS)
-        followers, rate, interest = values
-        return UserFeatures(int(followers or 0), float(rate or 0), _unpack(interest))
+        followers, rate, interest = await self._hash_values(_user_key(user_id), _USER_FIELDS)
+        return UserFeatures(int(followers or 0), float(rate or 0), unpack(interest or b""))
 
     async def posts(self, post_ids: Sequence[int]) -> list[PostFeatures | None]:
         if not post_ids:
@@ -73,9 +71,12 @@ class RedisFeatureStore:
     async def affinities(self, user_id: int, author_ids: Sequence[int]) -> list[float]:
         if not author_ids:
             return []
-        with redis_errors():
-            values = await self._client.hmget(_affinity_key(user_id), list(map(str, author_ids)))
+        values = await self._hash_values(_affinity_key(user_id), list(map(str, author_ids)))
         return [float(value or 0) for value in values]
+
+    async def _hash_values(self, key: str, fields: list[str]) -> list[bytes | None]:
+        with redis_errors():
+            return await cast(Awaitable[list[bytes | None]], self._client.hmget(key, fields))
 
     async def put_user_stats(
         self,
@@ -101,11 +102,13 @@ class RedisFeatureStore:
                 if interest_vector is None:
                     pipe.hdel(user, "interest_vector")
                 else:
-                    pipe.hset(user, "interest_vector", _pack(interest_vector))
+                    pipe.hset(user, mapping={"interest_vector": pack(interest_vector)})
                 pipe.expire(user, USER_S)
                 pipe.delete(affinity)
                 if affinities:
-                    pipe.hset(affinity, mapping={str(who): much for who, much in affinities.items()})
+                    pipe.hset(
+                        affinity, mapping={str(who): much for who, much in affinities.items()}
+                    )
                     pipe.expire(affinity, USER_S)
                 await pipe.execute()
 
@@ -114,7 +117,7 @@ class RedisFeatureStore:
     ) -> None:
         fields: dict[str, int | bytes] = {"author_id": author_id, "has_media": int(has_media)}
         if embedding is not None:
-            fields["embedding"] = _pack(embedding)
+            fields["embedding"] = pack(embedding)
         await self._put_hash(_post_key(post_id), fields, POST_S)
 
     async def _put_hash(
@@ -209,18 +212,8 @@ def _post_features(row: Sequence[bytes | None]) -> PostFeatures | None:
         like_count=int(like_count or 0),
         has_media=has_media == b"1",
         viewer_count=int(viewer_count or 0),
-        embedding=_unpack(embedding),
+        embedding=unpack(embedding or b""),
     )
-
-
-def _pack(vector: Vector) -> bytes:
-    if vector.shape != (DIMENSIONS,):
-        raise ValueError(f"a vector of shape {vector.shape}, expected ({DIMENSIONS},)")
-    return vector.astype(_PACKED).tobytes()
-
-
-def _unpack(packed: bytes | None) -> Vector | None:
-    return None if packed is None else np.frombuffer(packed, _PACKED).astype(np.float32, copy=False)
 
 
 def _post_key(post_id: int) -> str:

@@ -21,8 +21,9 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from mesh import deadlines, telemetry
+from mesh import deadlines
 from mesh.errors import InvalidArgument, Unavailable
+from mesh.sql_spans import trace_statements
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ class Database:
         self._reader = _reader(parsed)
         self._writer = _writer(parsed)
         for engine in (self._reader, self._writer):
-            telemetry.instrument_engine(engine)
+            trace_statements(engine.sync_engine)
 
     @asynccontextmanager
     async def read(self, timeout_s: float = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:

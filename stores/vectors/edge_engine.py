@@ -139,8 +139,7 @@ class Engine:
         return self._changed > max(OPTIMIZE_AFTER, OPTIMIZE_AFTER_SHARE * self.count())
 
     def optimize(self) -> None:
-        """Rewrites what was added and deleted into one compact segment; 12 us a point, unless few
-        have changed."""
+        """Makes one compact segment of everything, unless little has changed; 12 us a point."""
         self._shard.optimize()
         self._changed = 0
         self._unflushed = True
@@ -153,6 +152,7 @@ class Engine:
 
     def close(self) -> None:
         """Flushes, and lets another process open the folder."""
+        self.flush()
         self._shard.close()
         self._lock.close()
 

@@ -58,14 +58,17 @@ async def nothing_popular(stores: Connections) -> Connections:
 
 
 def unit(seed: int) -> Vector:
-    vector = np.random.default_rng(seed).standard_normal(DIMENSIONS).astype(np.float32)
-    return vector / np.linalg.norm(vector)
+    return scaled(np.random.default_rng(seed).standard_normal(DIMENSIONS).astype(np.float32))
+
+
+def scaled(vector: Vector) -> Vector:
+    """The vector at unit length."""
+    return vector / np.linalg.norm(vector).astype(np.float32)
 
 
 def near(vector: Vector, distance: float) -> Vector:
     """The vector turned a little, always in the same direction."""
-    turned = vector + distance * unit(999)
-    return turned / np.linalg.norm(turned)
+    return scaled(vector + np.float32(distance) * unit(999))
 
 
 async def published(stores: Connections, author_id: int, post_ids: Sequence[int]) -> list[int]:
