@@ -89,8 +89,10 @@ class Index:
         """Whether an imported user has this feedmesh id."""
         return self._one("SELECT 1 FROM users WHERE id = ?", user_id) is not None
 
-    def is_post_id(self, post_id: int) -> bool:
-        return self._one("SELECT 1 FROM posts WHERE id = ?", post_id) is not None
+    def post_by_id(self, post_id: int) -> KnownPost | None:
+        """The imported post with this feedmesh id."""
+        row = self._one("SELECT id, author FROM posts WHERE id = ?", post_id)
+        return None if row is None else KnownPost(*row)
 
     def begin(self, digest: str, now_ms: int) -> FileState:
         """Where the file with this digest stopped, or its beginning."""

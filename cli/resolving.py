@@ -170,7 +170,7 @@ class _Resolver:
         self._started_at_ms = started_at_ms
         self._latest_ms = now_ms + _FUTURE_MS
         self._taken_users: set[int] = set()
-        self._taken_posts: set[int] = set()
+        self._taken_posts: dict[int, KnownPost] = {}
         self._names: dict[str, int] = {}
         self.batch = Batch()
 
@@ -197,8 +197,6 @@ class _Resolver:
         if first != number:
             raise _Bad(f"username: {line.username!r} is taken by line {first}")
         user_id = snowflake(line.id, at_ms, self._is_user_id)
-        if self._is_user_id(user_id):
-            raise _Bad(f"id: {line.id!r} is the feedmesh id of another user")
         self._taken_users.add(user_id)
         user = User(user_id, line.username, line.display_name or line.username, _instant(at_ms))
         self.batch.users.append(NewUser(number, user, line.password))
@@ -212,9 +210,6 @@ class _Resolver:
         at_ms = self._time_ms("created_at", line.created_at)
         inspected = [self._inspected(item) for item in line.media]
         post_id = snowflake(line.id, at_ms, self._is_post_id)
-        if self._is_post_id(post_id):
-            raise _Bad(f"id: {line.id!r} is the feedmesh id of another post")
-        self._taken_posts.add(post_id)
         media = tuple(
             StoredMedia(_key(post_id, place, each), each.content_type, each.width, each.height)
             for place, each in enumerate(inspected)
@@ -222,7 +217,8 @@ class _Resolver:
         post = StoredPost(post_id, author_id, line.text, line.tags, media, _instant(at_ms))
         files = tuple(each.path for each in inspected)
         self.batch.posts.append(NewPost(post, files, line.embedding))
-        self.batch.post_ids[line.id] = KnownPost(post_id, author_id)
+        self._taken_posts[post_id] = KnownPost(post_id, author_id)
+        self.batch.post_ids[line.id] = self._taken_posts[post_id]
 
     def _add_like(self, line: LikeLine) -> None:
         post = self._post(line.post)
@@ -260,16 +256,28 @@ class _Resolver:
         return post
 
     def _find_user(self, external: str) -> int | None:
-        return self.batch.user_ids.get(external) or self._index.user(external)
+        found = self.batch.user_ids.get(external) or self._index.user(external)
+        if found is None:
+            # Imported under another name, and exported since under its own.
+            own = _as_snowflake(external)
+            found = own if own is not None and self._is_user_id(own) else None
+        return found
 
     def _find_post(self, external: str) -> KnownPost | None:
-        return self.batch.post_ids.get(external) or self._index.post(external)
+        found = self.batch.post_ids.get(external) or self._index.post(external)
+        if found is None:
+            own = _as_snowflake(external)
+            found = self._by_id(own) if own is not None else None
+        return found
 
     def _is_user_id(self, user_id: int) -> bool:
         return user_id in self._taken_users or self._index.is_user_id(user_id)
 
     def _is_post_id(self, post_id: int) -> bool:
-        return post_id in self._taken_posts or self._index.is_post_id(post_id)
+        return self._by_id(post_id) is not None
+
+    def _by_id(self, post_id: int) -> KnownPost | None:
+        return self._taken_posts.get(post_id) or self._index.post_by_id(post_id)
 
     def _inspected(self, item: MediaItem) -> MediaFile:
         found = self._media[item.file]

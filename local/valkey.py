@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -22,6 +23,7 @@ HOST = "127.0.0.1"
 # Reading a large append-only file takes its time.
 _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 10.0
+_PORT_FREE_WITHIN_S = 0.5
 _POLL_S = 0.02
 _RESTART_AFTER_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_AFTER_S = 30.0
@@ -75,7 +77,7 @@ class Valkey:
         self._lock = self._take_lock()
         try:
             await self._stop_left_over()
-            self._expect_free_port()
+            await self._expect_free_port()
             await self._spawn()
         except BaseException:
             self._lock.close()
@@ -122,7 +124,8 @@ class Valkey:
             return
         _log.warning("stopping the valkey that an earlier start left behind, pid %d", pid)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
             until = time.monotonic() + _STOP_WITHIN_S
             while time.monotonic() < until:
                 if not await self._is_ours(pid):
@@ -133,16 +136,25 @@ class Valkey:
         """Whether the process is a Valkey on this folder; the pid may be another's by now."""
         return f"--pidfile {self._pid_file}" in await asyncio.to_thread(_command_line, pid)
 
-    def _expect_free_port(self) -> None:
+    async def _expect_free_port(self) -> None:
+        # A process is seen to have ended a moment before its port is free.
+        until = time.monotonic() + _PORT_FREE_WITHIN_S
+        while (problem := self._port_problem()) and time.monotonic() < until:
+            await asyncio.sleep(_POLL_S)  # noqa: ASYNC110  nothing tells us
+        if problem:
+            raise FailedPrecondition(
+                f"Port {self._port}, wanted for Valkey, cannot be had ({problem}). Stop what "
+                "listens there, or set FEED_VALKEY_PORT and FEED_REDIS_URL."
+            )
+
+    def _port_problem(self) -> str | None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, self._port))
             except OSError as error:
-                raise FailedPrecondition(
-                    f"Port {self._port}, wanted for Valkey, cannot be had ({error.strerror}). Stop "
-                    "what listens there, or set FEED_VALKEY_PORT and FEED_REDIS_URL."
-                ) from None
+                return error.strerror
+        return None
 
     async def _spawn(self) -> None:
         # Not our own output: a server that outlives us would keep that open.

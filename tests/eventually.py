@@ -4,14 +4,22 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def eventually(
-    condition: Callable[[], T | Awaitable[T]], within_s: float = 5.0, every_s: float = 0.02
-) -> T:
+    condition: Callable[[], Awaitable[T]], within_s: float = ..., every_s: float = ...
+) -> T: ...
+@overload
+async def eventually(
+    condition: Callable[[], T], within_s: float = ..., every_s: float = ...
+) -> T: ...
+async def eventually(
+    condition: Callable[[], Any], within_s: float = 5.0, every_s: float = 0.02
+) -> Any:
     """Returns the first truthy result; an assertion that still fails at the limit is raised."""
     deadline = time.monotonic() + within_s
     while True:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from edge.v1 import vectors_pb2, vectors_pb2_grpc
 
+from edge.v1 import vectors_pb2, vectors_pb2_grpc
 from mesh.channels import call, open_channel
 from mesh.packing import DIMENSIONS, Vector, pack
 from stores.vectors.port import Hit, PostVector

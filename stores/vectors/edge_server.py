@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from edge.v1 import vectors_pb2, vectors_pb2_grpc
 from grpc.aio import ServicerContext
 from numpy.typing import NDArray
 
+from edge.v1 import vectors_pb2, vectors_pb2_grpc
 from mesh.errors import InvalidArgument
 from mesh.lifecycle import until_stopped
 from mesh.packing import DIMENSIONS, unpack

@@ -3,6 +3,7 @@
 import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,22 +30,21 @@ from tests.cli.conftest import Installation
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
-def user(name: str, **more: object) -> UserLine:
-    return UserLine(id=f"{name}!", username=name, **more)  # type: ignore[arg-type]
+def user(name: str, **more: Any) -> UserLine:
+    return UserLine(**{"id": f"{name}!", "username": name, **more})
 
 
-def post(name: str, author: str, **more: object) -> PostLine:
-    defaults = {"text": f"text of {name}", "created_at": NOW - timedelta(hours=3)}
-    return PostLine(id=name, author=f"{author}!", **{**defaults, **more})  # type: ignore[arg-type]
+def post(name: str, author: str, **more: Any) -> PostLine:
+    fields = {"text": f"text of {name}", "created_at": NOW - timedelta(hours=3), **more}
+    return PostLine(id=name, author=f"{author}!", **fields)
 
 
 def like(who: str, what: str) -> LikeLine:
     return LikeLine(user=f"{who}!", post=what, at=NOW - timedelta(hours=1))
 
 
-def shown(who: str, what: str, **more: object) -> ImpressionLine:
-    at = NOW - timedelta(hours=2)
-    return ImpressionLine(user=f"{who}!", post=what, at=at, **more)  # type: ignore[arg-type]
+def shown(who: str, what: str, **more: Any) -> ImpressionLine:
+    return ImpressionLine(user=f"{who}!", post=what, at=NOW - timedelta(hours=2), **more)
 
 
 def unit(seed: int) -> Vector:
@@ -64,7 +64,7 @@ async def test_every_store_gets_its_share(installation: Installation) -> None:
         user("ada", display_name="Ada L.", password="correct-horse", created_at=NOW),
         user("bob"),
         FollowLine(follower="bob!", author="ada!"),
-        post("p1", "ada", tags=["Coffee"], embedding=unit(1).tolist()),
+        post("p1", "ada", tags=("Coffee",), embedding=unit(1).tolist()),
         post("p2", "ada", created_at=NOW - timedelta(days=1), embedding=unit(2).tolist()),
         like("bob", "p1"),
         shown("bob", "p1", dwell_ms=9_000, position=2),

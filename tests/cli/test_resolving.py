@@ -24,19 +24,26 @@ def test_an_id_carries_its_time_and_is_the_same_every_time(external: str, at_ms:
     assert 0 <= made < 2**63
 
 
-@given(st.lists(st.text(min_size=1), unique=True, min_size=2, max_size=50), st.integers(0, 8))
-def test_ids_of_one_millisecond_differ_even_where_hashes_meet(names: list[str], bits: int) -> None:
+@given(st.lists(st.text(min_size=1), unique=True, min_size=2, max_size=50))
+def test_ids_of_one_millisecond_differ_even_where_hashes_meet(names: list[str]) -> None:
+    low_bits = (1 << 22) - 1
     taken: set[int] = set()
 
     def is_taken(each: int) -> bool:
-        # As if all but the low bits were taken by others, up to the last few.
-        return each in taken or each & ((1 << 22) - 1) >> (bits + 6) << (bits + 6) != 0
+        # Of every 64 neighbours one is free at first, so that neighbours must be looked for.
+        return each in taken or (each & low_bits) % 64 != 0
 
     for name in names:
         made = snowflake(name, NOON_MS, is_taken)
         assert created_ms(made) == NOON_MS
         assert made not in taken
         taken.add(made)
+
+
+def test_the_search_for_a_free_id_goes_on_at_the_first_of_the_millisecond() -> None:
+    hashed = snowflake("x", NOON_MS, free)
+    made = snowflake("x", NOON_MS, lambda each: each >= hashed)
+    assert made == first_id_at(NOON_MS)
 
 
 def test_an_exported_id_stays_what_it_is() -> None:

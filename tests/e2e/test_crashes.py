@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 
 import httpx
 import pytest
@@ -105,8 +106,8 @@ async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
     chosen = random.Random(5)
     targets: list[Process] = ["mesh", "workers", "vectors", "valkey", "launcher"]
     for kill in range(KILLS):
-        before = len(acknowledged)
-        await eventually(lambda before=before: len(acknowledged) >= before + 3, within_s=30)
+        enough = len(acknowledged) + 3
+        await eventually(partial(_at_least, acknowledged, enough), within_s=30)
         target = targets[kill % len(targets)]
         await asyncio.sleep(chosen.uniform(0, 0.2))
         await installation.kill(target)
@@ -130,3 +131,7 @@ async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
             return True
 
         await eventually(arrived, within_s=60, every_s=0.2)
+
+
+def _at_least(items: list[str], count: int) -> bool:
+    return len(items) >= count

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -26,7 +27,7 @@ SERVICES = {
     "hydrator": "feed.v1.HydratorService",
 }
 READER = {"reader": {"user_id": "42"}}
-CALLS = {
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "candidate": ("GetCandidates", {**READER, "strategy": "RETRIEVAL_STRATEGY_DISCOVERY"}),
     "filter": ("ListSeen", {"reader_id": "42"}),
     "ranker": ("RankCandidates", {**READER, "candidates": {}}),
@@ -83,9 +84,9 @@ async def test_every_service_can_be_listed_and_called_by_reflection_alone(
     """What grpcurl does: nothing is known but the port."""
     address = demo.env[f"FEED_{service.upper()}_ADDRESS"]
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
 
-        async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
+        async def ask(**request: Any) -> Any:
             async for answer in stub.ServerReflectionInfo(
                 iter([reflection_pb2.ServerReflectionRequest(**request)])
             ):
@@ -124,14 +125,15 @@ async def test_every_service_can_be_listed_and_called_by_reflection_alone(
         request = json_format.ParseDict(
             body, message_factory.GetMessageClass(method.input_type)(), descriptor_pool=pool
         )
-        answer = await channel.unary_unary(
+        call: Any = channel.unary_unary(
             f"/{SERVICES[service]}/{method_name}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
-        )(request, timeout=5)
+        )
+        answer = await call(request, timeout=5)
         assert answer.DESCRIPTOR.full_name.endswith(f"{method_name}Response")
 
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", SERVICES[service]):
             status = await health.Check(health_pb2.HealthCheckRequest(service=name))
             assert status.status == health_pb2.HealthCheckResponse.SERVING

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edge.v1 import vectors_pb2, vectors_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from edge.v1 import vectors_pb2, vectors_pb2_grpc
 from mesh.channels import call, open_channel
 from mesh.errors import InvalidArgument, Unavailable
 from mesh.packing import DIMENSIONS, Vector
