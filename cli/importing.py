@@ -97,7 +97,11 @@ class Importer:
         with source.open() as file:
             file.seek(state.offset)
             while raw := await asyncio.to_thread(read_batch, file, state.line):
-                batch = await self._load_batch(index, source, state, raw)
+                try:
+                    batch = await self._load_batch(index, source, state, raw)
+                except StrictStop as stop:
+                    self._report(source.name, stop.bad)
+                    raise
                 for bad in batch.bad:
                     self._report(source.name, bad)
                 state.tally += _count(batch)

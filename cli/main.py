@@ -102,9 +102,9 @@ def _run(work: Callable[[Connections, Settings, Progress], Awaitable[T]]) -> T:
 
     try:
         return uvloop.run(on_stores())
-    except StrictStop as stop:
+    except StrictStop:
         _console.print("stopped at the first bad line, as --strict says")
-        raise typer.Exit(1) from stop
+        raise typer.Exit(1) from None
     except (FeedError, OSError) as error:
         _console.print(f"stopped: {error}\nThe same command goes on from here.")
         raise typer.Exit(1) from error

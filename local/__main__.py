@@ -6,12 +6,10 @@ workers. Whatever dies is started again; when the launcher ends, however it ends
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import uvloop
@@ -21,8 +19,9 @@ from rich.progress import Progress
 from local.children import Child
 from local.demo.load import load
 from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
-from local.embedded import backends, port_is_taken
+from local.embedded import only_one, port_is_taken, started
 from mesh import logs, telemetry
+from mesh.errors import FeedError
 from mesh.lifecycle import until_stopped
 from mesh.settings import Settings
 from stores.connect import Connections
@@ -32,38 +31,19 @@ READY_WITHIN_S = 60.0
 
 async def launch(settings: Settings, console: Console) -> None:
     """Starts everything, says how to use it, and waits to be stopped."""
-    started = time.monotonic()
-    with _only_one(settings):
+    began = time.monotonic()
+    with only_one(settings):
         await _ports_free(settings)
         console.print("starting the embedded backends ...")
-        async with backends(settings):
+        async with started(settings):
             if settings.demo:
                 await _load_demo(settings, console)
             async with _children(settings):
                 await _ready(settings)
-                console.print(_welcome(settings, time.monotonic() - started))
+                console.print(_welcome(settings, time.monotonic() - began))
                 await until_stopped()
                 console.print("stopping ...")
     console.print("stopped")
-
-
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    """Holds the data folder; a lock of the kernel's, which a killed launcher loses too."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.data_dir / "launcher.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise OSError(
-                f"feedmesh is running already on {settings.data_dir} (process {lock.read()}); "
-                "stop it, or choose another FEED_DATA_DIR and other ports"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 async def _ports_free(settings: Settings) -> None:
@@ -139,7 +119,7 @@ def main() -> None:
     telemetry.become_service("launcher")
     try:
         uvloop.run(launch(settings, console))
-    except (OSError, TimeoutError) as error:
+    except (OSError, FeedError) as error:
         sys.exit(f"feedmesh cannot start: {error or 'it was not ready in time'}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,9 +1,12 @@
 """The backends of an embedded installation: Valkey and the vector engine, each a process."""
 
 import asyncio
+import fcntl
+import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from local.children import Child
@@ -15,19 +18,58 @@ from stores.sql.migrate import migrate
 READY_WITHIN_S = 30.0
 
 
-@asynccontextmanager
-async def backends(settings: Settings) -> AsyncIterator[None]:
-    """Within the block, what FEED_*_URL asks for is there: started here, or running already.
+class AlreadyRunning(OSError):
+    """Another process runs an installation on the data folder."""
 
-    The source of truth has its newest schema.
+
+@contextmanager
+def only_one(settings: Settings) -> Iterator[None]:
+    """Holds the data folder; a lock of the kernel's, which a killed process loses too.
+
+    Raises `AlreadyRunning`.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    async with AsyncExitStack() as started:
-        if _wants_valkey(settings) and not _answers(settings.valkey_port):
+    with (settings.data_dir / "launcher.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise AlreadyRunning(
+                f"feedmesh is running already on {settings.data_dir} (process {lock.read()}); "
+                "stop it, or choose another FEED_DATA_DIR and other ports"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@asynccontextmanager
+async def backends(settings: Settings) -> AsyncIterator[None]:
+    """Within the block the backends are there: a running installation's, or started here."""
+    async with AsyncExitStack() as held:
+        try:
+            held.enter_context(only_one(settings))
+        except AlreadyRunning:
+            await migrate(settings.url(settings.sql_url))
+        else:
+            await held.enter_async_context(started(settings))
+        yield
+
+
+@asynccontextmanager
+async def started(settings: Settings) -> AsyncIterator[None]:
+    """Within the block, the embedded backends that FEED_*_URL ask for run as children of ours.
+
+    To be called by whoever holds the data folder. What a killed launcher left behind is stopped.
+    The source of truth gets its newest schema.
+    """
+    async with AsyncExitStack() as running:
+        if _wants_valkey(settings):
             valkey = Valkey(settings.data_dir / "valkey", settings.valkey_port)
             await valkey.start()
-            started.push_async_callback(valkey.stop)
-        if settings.vectors_url.startswith("edge://") and not await _vectors_answer(settings):
+            running.push_async_callback(valkey.stop)
+        if _wants_vectors(settings):
             path = settings.url(settings.vectors_url).removeprefix("edge://")
             engine = Child(
                 "vectors",
@@ -41,7 +83,7 @@ async def backends(settings: Settings) -> AsyncIterator[None]:
                 settings.shutdown_grace_s,
             )
             await engine.start()
-            started.push_async_callback(engine.stop)
+            running.push_async_callback(engine.stop)
             async with asyncio.timeout(READY_WITHIN_S):
                 while not await _vectors_answer(settings):  # noqa: ASYNC110  another process
                     await asyncio.sleep(0.05)
@@ -66,13 +108,10 @@ def _wants_valkey(settings: Settings) -> bool:
     return url.hostname == "127.0.0.1" and url.port == settings.valkey_port
 
 
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(5) == b"+PONG"
-    except OSError:
-        return False
+def _wants_vectors(settings: Settings) -> bool:
+    """Whether FEED_VECTORS_URL is the engine of this data folder rather than somebody's."""
+    url = settings.url(settings.vectors_url)
+    return url.startswith("edge://") and settings.data_dir in Path(url[len("edge://") :]).parents
 
 
 async def _vectors_answer(settings: Settings) -> bool:

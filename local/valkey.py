@@ -139,8 +139,8 @@ class Valkey:
     async def _expect_free_port(self) -> None:
         # A process is seen to have ended a moment before its port is free.
         until = time.monotonic() + _PORT_FREE_WITHIN_S
-        while (problem := self._port_problem()) and time.monotonic() < until:
-            await asyncio.sleep(_POLL_S)  # noqa: ASYNC110  nothing tells us
+        while (problem := self._port_problem()) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
         if problem:
             raise FailedPrecondition(
                 f"Port {self._port}, wanted for Valkey, cannot be had ({problem}). Stop what "

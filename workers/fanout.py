@@ -11,7 +11,7 @@ from stores.graph.port import GraphStore
 from stores.mailboxes.port import CAPACITY, Box, MailboxStore, Progress
 from stores.mailboxes.timelines import Timelines
 from stores.posts.port import PostStore
-from workers.consumer import Delivery
+from workers.consumer import Delivery, stop_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ class Fanout:
 
     async def _followers(self, author_id: int, after: int = 0) -> AsyncIterator[list[int]]:
         while page := await self._graph.followers_page(author_id, after, self._page):
+            stop_if_cancelled()
             yield page
             after = page[-1]
 

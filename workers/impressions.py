@@ -11,7 +11,7 @@ from mesh.errors import FeedError
 from mesh.ids import now_ms
 from stores.events.port import Record, Topic
 from stores.impressions.port import Impression, ImpressionStore
-from workers.consumer import Delivery
+from workers.consumer import Delivery, stop_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Impressions:
     async def purge_forever(self) -> None:
         """Forgets old impressions every ten minutes, until cancelled."""
         while True:
+            stop_if_cancelled()
             try:
                 with telemetry.span("purge impressions"):
                     purged = await self._impressions.purge(now_ms() - KEPT_MS)

@@ -15,7 +15,7 @@ from mesh.errors import FeedError, Unavailable
 from stores.events.port import EventLog, OutgoingRecord
 from stores.leases.port import Leases
 from stores.outbox.port import Outbox, OutboxRow
-from workers.consumer import Pause, backoff_s
+from workers.consumer import Pause, backoff_s, stop_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class Relay:
     async def _relay_forever(self) -> None:
         attempt, idle_s = 0, _IDLE_S
         while True:
+            stop_if_cancelled()
             try:
                 if not await self._holds_lease():
                     await asyncio.sleep(self._lease_s / 3)

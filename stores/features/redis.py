@@ -21,7 +21,7 @@ POST_S = 35 * 86_400
 USER_S = 60 * 86_400
 _POPULAR = "popular"
 _UNPROVEN = "unproven"
-_POST_FIELDS = ["author_id", "like_count", "has_media", "viewer_count", "embedding"]
+_POST_FIELDS = [b"author_id", b"like_count", b"has_media", b"viewer_count", b"embedding"]
 _USER_FIELDS = ["follower_count", "avg_engagement_rate", "interest_vector"]
 # Arguments of one script; Lua unpacks no more than some 8,000.
 _ARGUMENTS = 1_000

@@ -71,14 +71,15 @@ async def installed(folder: Path, settings: Settings) -> AsyncIterator[Installat
 
 @pytest.fixture
 async def installation(
-    tmp_path: Path, valkey_url: str, vectors_target: str
+    tmp_path: Path, valkey_url: str, vectors_target: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Installation]:
     settings = Settings(
         data_dir=tmp_path / "data",
         redis_url=valkey_url,
         events_url=valkey_url,
         vectors_url=f"edge://{vectors_target.removeprefix('unix:')}",
-        public_url="http://feed.test",
+        # The model is made once and for all.
+        embedder_url=f"onnx://{tmp_path_factory.getbasetemp() / 'models'}",
     )
     async with installed(tmp_path, settings) as installation:
         yield installation

@@ -1,6 +1,5 @@
 """The four services on real stores, each reached over a real channel."""
 
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,17 +12,11 @@ from mesh.channels import open_channel
 from mesh.server import GrpcServer
 from mesh.settings import Settings
 from stores.connect import Connections
+from tests.fixtures.valkey import free_port
 
 Server = Callable[[Settings, Connections], AbstractAsyncContextManager[GrpcServer]]
 Serve = Callable[..., AbstractAsyncContextManager[grpc.aio.Channel]]
 _PORTS = ("candidate_port", "filter_port", "ranker_port", "hydrator_port")
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """feed.v1.RankerService over gRPC, on a real feature store."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 from feed.v1 import common_pb2 as c
 from feed.v1 import ranker_pb2 as r
 from feed.v1.ranker_pb2_grpc import RankerServiceStub
+from numpy.typing import NDArray
 
+from mesh import deadlines
 from mesh.channels import call
 from mesh.errors import InvalidArgument
 from mesh.packing import DIMENSIONS, Vector, pack
-from ranker_svc.features import FEATURES
-from ranker_svc.service import server
+from ranker_svc.features import FEATURES, Matrix
+from ranker_svc.service import RankerService, server
 from stores.connect import Connections
 from tests.fixtures.sql import fresh_id, fresh_ids
 from tests.services.conftest import Serve
@@ -140,6 +143,24 @@ async def test_a_model_that_fails_is_replaced_by_the_heuristic(
     assert answer.degraded == ["model"]
     assert answer.model_version == "heuristic/1"
     assert all(score > 0 for score in answer.scores)
+
+
+class StuckScorer:
+    """Never answers."""
+
+    version = "stuck"
+
+    async def score(self, _: Matrix) -> NDArray[np.float32]:
+        return await asyncio.Future()
+
+
+async def test_a_model_that_is_late_is_replaced_before_the_deadline(stores: Connections) -> None:
+    service = RankerService(stores.features(), StuckScorer())
+    with deadlines.within(0.2):
+        async with asyncio.timeout(0.2):
+            answer = await service.RankCandidates(request_for(fresh_ids(2), fresh_ids(2)), None)
+    assert answer.degraded == ["model"]
+    assert answer.model_version == "heuristic/1"
 
 
 async def test_150_candidates_are_ranked_and_151_refused(stub: "RankerServiceAsyncStub") -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mesh.packing import DIMENSIONS
 from stores.embedder.port import Embedder
 from stores.posts.port import StoredPost
+from tests.eventually import eventually
 from tests.fixtures.sql import fresh_id
 from tests.workers.backstage import PNG, Backstage, post_event
 from tests.workers.test_fanout import delivery
@@ -149,16 +150,20 @@ async def test_a_like_from_before_the_features_existed_is_counted(backstage: Bac
 
 async def test_posts_that_arrive_together_share_the_model_s_work(backstage: Backstage) -> None:
     author = fresh_id()
-    embedder = Axes()
+
+    async def gather_more(texts: Sequence[str]) -> None:
+        if len(embedder.batches) == 1:
+            await eventually(lambda: len(worker._texts._waiting) == 40)
+
+    embedder = Axes(gather_more)
     worker = embedding(backstage, embedder)
-    posts = [await backstage.post(author, "x" * (length + 1)) for length in range(20)]
+    posts = [await backstage.post(author, "x" * (length + 1)) for length in range(40)]
     await asyncio.gather(
         *(worker.handle([delivery(post_event(post_id, author))]) for post_id in posts)
     )
-    assert len(embedder.batches) < 20
-    assert max(len(batch) for batch in embedder.batches) > 1
+    assert [len(batch) for batch in embedder.batches] == [1, 32, 7]
     found = await backstage.stores.vectors().retrieve(posts)
-    assert [int(found[post_id].argmax()) for post_id in posts] == list(range(1, 21))
+    assert [int(found[post_id].argmax()) for post_id in posts] == list(range(1, 41))
 
 
 async def test_a_text_that_cannot_be_embedded_fails_alone(backstage: Backstage) -> None:
