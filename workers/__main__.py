@@ -18,8 +18,9 @@ async def serve(settings: Settings) -> None:
         await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         working.cancel()
-        await asyncio.gather(stopped, return_exceptions=True)
-        await working
+        for end in await asyncio.gather(working, stopped, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end
 
 
 if __name__ == "__main__":

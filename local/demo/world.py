@@ -367,13 +367,13 @@ def _history(
                 impressions.append(
                     DemoImpression(user.id, posts[post].id, _to_ms(at), position, dwell_ms)
                 )
-                at += timedelta(milliseconds=dwell_ms)
+                # The last page may have been left open until just now.
+                at = min(at + timedelta(milliseconds=dwell_ms), now)
                 if random.random() < chance[post]:
                     likes.append((user.id, posts[post].id, _to_ms(at)))
-    # In the order of time; a reader may have left their last page open until just now.
     impressions.sort(key=lambda impression: impression.at)
     likes.sort(key=lambda like: like[2])
-    return tuple(impressions), tuple((user, post, min(at, now)) for user, post, at in likes)
+    return tuple(impressions), tuple(likes)
 
 
 def _shown(

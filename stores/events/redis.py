@@ -90,7 +90,8 @@ local function before(a, b)
   if a_ms ~= b_ms then return tonumber(a_ms) < tonumber(b_ms) end
   return tonumber(a_seq) < tonumber(b_seq)
 end
-local floor = string.format('%.0f-0', (redis.call('TIME')[1] - ARGV[1]) * 1000)
+local now = redis.call('TIME')
+local floor = string.format('%.0f-0', (now[1] - ARGV[1]) * 1000 + math.floor(now[2] / 1000))
 for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local group = {}
   for i = 1, #fields, 2 do group[fields[i]] = fields[i + 1] end

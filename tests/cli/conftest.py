@@ -1,7 +1,6 @@
 """An installation to import into: its own SQL, index and media; shared Valkey and vectors."""
 
 import io
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,14 +50,6 @@ class Installation:
 def silent() -> Progress:
     """Bars that nobody sees."""
     return Progress(console=Console(file=io.StringIO()), disable=True)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

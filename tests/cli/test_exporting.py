@@ -10,8 +10,9 @@ from cli.exporting import export
 from cli.format import FollowLine, ImpressionLine, LikeLine, MediaItem, PostLine, UserLine
 from local.embedded import backends
 from mesh.settings import Settings
-from tests.cli.conftest import Installation, free_port, installed, silent
+from tests.cli.conftest import Installation, installed, silent
 from tests.cli.test_importing import picture, unit
+from tests.fixtures.valkey import free_port
 
 NOW = datetime.now(UTC)
 

@@ -1,0 +1,461 @@
+"""What every event log does: order, at least once, one group apart from another."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from redis.asyncio import Redis
+
+from local.valkey import Valkey
+from mesh.errors import Unavailable
+from stores.events.port import EventLog, OutgoingRecord, Record, Subscription, Topic
+from stores.events.redis import RedisEventLog
+from stores.redis_client import open_redis
+from tests.eventually import eventually
+from tests.fixtures.valkey import free_port
+
+POSTS, GRAPH = Topic.POSTS, Topic.GRAPH
+ROOT = Path(__file__).parent.parent.parent
+
+# A member that reads, says what, and waits to be killed.
+_MEMBER = """
+import asyncio, sys
+from stores.events.port import Topic
+from stores.events.redis import RedisEventLog
+from stores.redis_client import open_redis
+
+async def main():
+    log = RedisEventLog(open_redis(sys.argv[1]))
+    subscription = await log.subscribe(sys.argv[2], [Topic.POSTS])
+    records = await subscription.read(100, 10)
+    print(" ".join(record.value.decode() for record in records), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An event log on an empty server, and how a process of its own joins it."""
+
+    log: EventLog
+    url: str
+
+
+@pytest.fixture(params=["redis"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    client: Redis = request.getfixturevalue("empty_redis")
+    url: str = request.getfixturevalue("cluster_url")
+    # Nothing is kept for its age, so that trimming shows.
+    return Backend(RedisEventLog(client, keep_s=0), url)
+
+
+@pytest.fixture
+def log(backend: Backend) -> EventLog:
+    return backend.log
+
+
+def record(number: int, topic: str = POSTS, key: int = 1) -> OutgoingRecord:
+    return OutgoingRecord(topic, str(key), str(number).encode(), {"event_id": f"e{number}"})
+
+
+async def publish(log: EventLog, *numbers: int, topic: str = POSTS) -> None:
+    await log.publish([record(number, topic) for number in numbers])
+
+
+def numbers(records: Sequence[Record]) -> list[int]:
+    return [int(record.value) for record in records]
+
+
+@asynccontextmanager
+async def joined(
+    log: EventLog, group: str = "g", topics: Sequence[Topic] = (POSTS,)
+) -> AsyncIterator[Subscription]:
+    subscription = await log.subscribe(group, topics)
+    try:
+        yield subscription
+    finally:
+        await subscription.close()
+
+
+async def read_all(subscription: Subscription, count: int, at_once: int = 100) -> list[Record]:
+    """Reads until there are so many."""
+    records: list[Record] = []
+    async with asyncio.timeout(10):
+        while len(records) < count:
+            records += await subscription.read(at_once, 1)
+    return records
+
+
+async def test_a_record_arrives_as_it_was_published(log: EventLog) -> None:
+    value, headers = b'{"text":"\xc3\xa9\\n"}', {"event_id": "e1", "traceparent": "00-ab"}
+    await log.publish([OutgoingRecord(POSTS, "42", value, headers)])
+    async with joined(log) as subscription:
+        [arrived] = await subscription.read(10, 5)
+    assert (arrived.topic, arrived.key, arrived.value) == (POSTS, "42", value)
+    assert arrived.headers == headers
+    assert arrived.event_id == "e1"
+    assert arrived.redeliveries == 0
+
+
+async def test_records_arrive_in_order_and_no_more_than_asked_for(log: EventLog) -> None:
+    await publish(log, *range(25))
+    async with joined(log) as subscription:
+        assert numbers(await subscription.read(10, 1)) == list(range(10))
+        await publish(log, 25)
+        assert numbers(await read_all(subscription, 16, at_once=10)) == list(range(10, 26))
+
+
+async def test_a_group_begins_at_the_oldest_record(log: EventLog) -> None:
+    await publish(log, 1, 2)
+    async with joined(log, "late") as subscription:
+        assert numbers(await subscription.read(10, 1)) == [1, 2]
+
+
+async def test_nothing_to_read_is_an_empty_answer_in_time(log: EventLog) -> None:
+    async with joined(log) as subscription:
+        assert await subscription.read(10, 0) == []
+        started = time.monotonic()
+        assert await subscription.read(10, 0.3) == []
+        assert 0.25 < time.monotonic() - started < 1
+
+
+async def test_a_waiting_reader_gets_a_new_record_at_once(log: EventLog) -> None:
+    async with joined(log, topics=[GRAPH, POSTS]) as subscription:
+        for number in range(3):
+            waiting = asyncio.create_task(subscription.read(10, 5))
+            done, _ = await asyncio.wait([waiting], timeout=0.1)
+            assert not done
+            published = time.monotonic()
+            await publish(log, number)
+            assert numbers(await waiting) == [number]
+            assert time.monotonic() - published < 0.3
+
+
+async def test_all_topics_of_a_subscription_are_read(log: EventLog) -> None:
+    await log.publish([record(number, [POSTS, GRAPH][number % 2]) for number in range(10)])
+    async with joined(log, topics=[POSTS, GRAPH]) as subscription:
+        records = await read_all(subscription, 10, at_once=4)
+        await subscription.commit(records)
+        assert await log.lag("g", POSTS) == await log.lag("g", GRAPH) == 0
+    for topic, expected in ((POSTS, [0, 2, 4, 6, 8]), (GRAPH, [1, 3, 5, 7, 9])):
+        assert numbers([each for each in records if each.topic == topic]) == expected
+
+
+async def test_a_busy_topic_does_not_starve_another(log: EventLog) -> None:
+    await publish(log, *range(50))
+    await publish(log, 100, topic=GRAPH)
+    async with joined(log, topics=[POSTS, GRAPH]) as subscription:
+        first_three = [await subscription.read(5, 1) for _ in range(3)]
+    assert 100 in [number for records in first_three for number in numbers(records)]
+
+
+async def test_committed_records_do_not_come_again(log: EventLog) -> None:
+    await publish(log, 1, 2, 3)
+    async with joined(log) as subscription:
+        records = await subscription.read(10, 1)
+        await subscription.commit([records[0], records[2]])
+        await subscription.commit(records[:1])
+        await subscription.commit([])
+    async with joined(log) as subscription:
+        assert numbers(await subscription.read(10, 1)) == [2]
+        assert await subscription.read(10, 0) == []
+
+
+async def test_uncommitted_records_come_first_with_their_redeliveries(log: EventLog) -> None:
+    await publish(log, 1, 2, 3)
+    async with joined(log) as subscription:
+        assert numbers(await subscription.read(2, 1)) == [1, 2]
+    async with joined(log) as subscription:
+        [again] = await subscription.read(1, 1)
+        assert (numbers([again]), again.redeliveries) == ([1], 1)
+    await publish(log, 4)
+    async with joined(log) as subscription:
+        records = await read_all(subscription, 4)
+    assert numbers(records) == [1, 2, 3, 4]
+    assert [each.redeliveries for each in records] == [2, 1, 0, 0]
+
+
+async def test_many_uncommitted_records_are_read_in_pages_before_new_ones(log: EventLog) -> None:
+    await publish(log, *range(30))
+    async with joined(log) as subscription:
+        await read_all(subscription, 30)
+    await publish(log, 30)
+    async with joined(log) as subscription:
+        records = await read_all(subscription, 31, at_once=7)
+    assert numbers(records) == list(range(31))
+
+
+async def test_groups_do_not_affect_each_other(log: EventLog) -> None:
+    await publish(log, 1, 2)
+    async with joined(log, "first") as first, joined(log, "second") as second:
+        records = await first.read(10, 1)
+        await first.commit(records)
+        assert numbers(records) == numbers(await second.read(10, 1)) == [1, 2]
+        assert await log.lag("first", POSTS) == 0
+        assert await log.lag("second", POSTS) == 2
+
+
+async def test_a_second_member_gets_nothing_until_the_first_leaves(log: EventLog) -> None:
+    await publish(log, 1, 2)
+    first, second = await log.subscribe("g", [POSTS]), await log.subscribe("g", [POSTS])
+    records = await first.read(1, 1)
+    assert numbers(records) == [1]
+    assert await second.read(10, 0.3) == []
+    await first.commit(records)
+    assert numbers(await first.read(1, 1)) == [2]
+    waiting = asyncio.create_task(second.read(10, 5))
+    await first.close()
+    left = time.monotonic()
+    [taken_over] = await waiting
+    assert time.monotonic() - left < 1
+    assert (numbers([taken_over]), taken_over.redeliveries) == ([2], 1)
+    await second.close()
+
+
+async def test_a_member_keeps_its_topics_while_it_handles_for_long(log: EventLog) -> None:
+    await publish(log, 1)
+    async with joined(log) as first, joined(log) as second:
+        records = await first.read(10, 1)
+        # Longer than a dead member would be waited for.
+        assert await second.read(10, 3.6) == []
+        await first.commit(records)
+        await publish(log, 2)
+        assert numbers(await first.read(10, 1)) == [2]
+
+
+async def test_what_a_killed_member_left_comes_to_another_within_five_seconds(
+    backend: Backend,
+) -> None:
+    await publish(backend.log, 1, 2)
+    async with joined(backend.log) as survivor:
+        killed = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _MEMBER, backend.url, "g"),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        assert killed.stdout is not None
+        assert await killed.stdout.readline() == b"1 2\n"
+        killed.kill()
+        await killed.wait()
+        records = await survivor.read(10, 5)
+    assert numbers(records) == [1, 2]
+    assert [each.redeliveries for each in records] == [1, 1]
+
+
+async def test_a_cancelled_read_loses_nothing(log: EventLog) -> None:
+    arrived: set[int] = set()
+    async with joined(log) as subscription:
+        for number in range(20):
+            reading = asyncio.create_task(subscription.read(10, 5))
+            await asyncio.wait([reading], timeout=0.002 * (number % 5))
+            await publish(log, number)
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                arrived |= set(numbers(await reading))
+        async with asyncio.timeout(10):
+            while len(arrived) < 20:
+                arrived |= set(numbers(await subscription.read(100, 1)))
+
+
+async def test_a_buried_record_is_in_the_dead_topic_with_the_reason(backend: Backend) -> None:
+    await publish(backend.log, 1)
+    async with joined(backend.log) as subscription:
+        [bad] = await subscription.read(10, 1)
+        await backend.log.bury(bad, "NOT_FOUND: no such post")
+        await subscription.commit([bad])
+    async with Redis.from_url(backend.url) as client:
+        [(_, fields)] = await client.xrange("events:{feed.posts.v1.dead}")
+    assert (fields[b"key"], fields[b"value"]) == (b"1", b"1")
+    assert b'"dead_reason": "NOT_FOUND: no such post"' in fields[b"headers"]
+    assert b'"event_id": "e1"' in fields[b"headers"]
+
+
+async def test_lag_counts_what_is_not_committed(log: EventLog) -> None:
+    assert await log.lag("g", POSTS) == 0
+    await publish(log, *range(10))
+    assert await log.lag("g", POSTS) == 10
+    async with joined(log) as subscription:
+        assert await log.lag("g", POSTS) == 10
+        records = await subscription.read(6, 1)
+        assert await log.lag("g", POSTS) == 10
+        await subscription.commit(records[:4])
+        assert await log.lag("g", POSTS) == 6
+        await publish(log, 10)
+        assert await log.lag("g", POSTS) == 7
+        await subscription.commit([*records[4:], *await read_all(subscription, 5)])
+        assert await log.lag("g", POSTS) == 0
+
+
+async def test_trimming_takes_only_what_every_group_has_committed(backend: Backend) -> None:
+    log = backend.log
+    await publish(log, *range(100))
+    async with joined(log, "slow") as slow, joined(log, "fast") as fast:
+        first = await slow.read(40, 1)
+        # 0 to 9 are done for both, and the rest is not; the others are done out of order.
+        await slow.commit([*first[:10], *first[20:]])
+        await fast.commit(await read_all(fast, 100))
+        async with Redis.from_url(backend.url) as client:
+            assert await client.xlen("events:{feed.posts.v1}") == 90
+    assert await log.lag("slow", POSTS) == 70
+    async with joined(log, "slow") as slow:
+        left = await read_all(slow, 70)
+        assert numbers(left) == [*range(10, 20), *range(40, 100)]
+        await slow.commit(left)
+        assert await log.lag("slow", POSTS) == 0
+    async with Redis.from_url(backend.url) as client:
+        assert await client.xlen("events:{feed.posts.v1}") == 1
+
+
+async def test_redis_keeps_committed_records_for_a_group_that_starts_late(
+    empty_redis: Redis,
+) -> None:
+    log = RedisEventLog(empty_redis)
+    await publish(log, 1, 2)
+    async with joined(log, "early") as early:
+        await early.commit(await read_all(early, 2))
+    async with joined(log, "late") as late:
+        assert numbers(await late.read(10, 1)) == [1, 2]
+
+
+async def test_redis_records_deleted_by_hand_are_passed_over(empty_redis: Redis) -> None:
+    log = RedisEventLog(empty_redis, keep_s=0)
+    await publish(log, 1, 2, 3)
+    async with joined(log) as subscription:
+        records = await subscription.read(10, 1)
+    await empty_redis.xdel("events:{feed.posts.v1}", records[1].position)
+    async with joined(log) as subscription:
+        left = await subscription.read(10, 1)
+        assert numbers(left) == [1, 3]
+        await subscription.commit(left)
+        assert await log.lag("g", POSTS) == 0
+
+
+async def test_a_server_that_goes_and_comes_back_is_unavailable_in_between(
+    tmp_path: Path,
+) -> None:
+    valkey = Valkey(tmp_path, free_port())
+    await valkey.start()
+    async with open_redis(valkey.url) as client:
+        log = RedisEventLog(client)
+        subscription = await log.subscribe("g", [POSTS])
+        await publish(log, 1)
+        assert numbers(await subscription.read(10, 1)) == [1]
+        waiting = asyncio.create_task(subscription.read(10, 30))
+        await asyncio.wait([waiting], timeout=0.1)
+
+        await valkey.stop()
+        gone = time.monotonic()
+        with pytest.raises(Unavailable):
+            await waiting
+        assert time.monotonic() - gone < 2
+        with pytest.raises(Unavailable):
+            await publish(log, 2)
+        with pytest.raises(Unavailable):
+            await log.lag("g", POSTS)
+        with pytest.raises(Unavailable):
+            await log.subscribe("h", [POSTS])
+
+        await valkey.start()
+        await publish(log, 2)
+        # The failed read may have carried records, so what is uncommitted comes again.
+        assert numbers(await read_all(subscription, 2)) == [1, 2]
+
+        # Back without its data, and so without the group.
+        await client.flushall()
+        await publish(log, 3)
+        assert numbers(await read_all(subscription, 1)) == [3]
+        await valkey.stop()
+        await subscription.close()
+
+
+async def test_a_reader_that_hangs_on_a_stopped_server_is_told_soon(tmp_path: Path) -> None:
+    valkey = Valkey(tmp_path, free_port())
+    await valkey.start()
+    async with open_redis(valkey.url) as client, joined(RedisEventLog(client)) as subscription:
+        await client.client_pause(4_000)
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            await subscription.read(10, 30)
+        assert time.monotonic() - started < 3
+        await valkey.stop()
+
+
+@pytest.fixture
+def finished_spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    return exporter
+
+
+async def test_publishing_is_a_producer_span_a_topic_linked_to_where_records_come_from(
+    log: EventLog, finished_spans: InMemorySpanExporter
+) -> None:
+    origin = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await log.publish(
+        [
+            OutgoingRecord(POSTS, "1", b"1", {"traceparent": origin}),
+            record(2),
+            record(3, GRAPH),
+        ]
+    )
+    sent = {span.name: span for span in finished_spans.get_finished_spans()}
+    assert set(sent) == {"send feed.posts.v1", "send feed.graph.v1"}
+    posts: ReadableSpan = sent["send feed.posts.v1"]
+    assert posts.kind is trace.SpanKind.PRODUCER
+    assert posts.attributes == {
+        "messaging.system": "redis",
+        "messaging.destination.name": "feed.posts.v1",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.batch.message_count": 2,
+    }
+    assert [link.context.span_id for link in posts.links] == [0xB7AD6B7169203331]
+
+    async with joined(log) as subscription:
+        records = await subscription.read(10, 1)
+    assert records[0].headers == {"traceparent": origin}
+
+
+async def test_a_caller_that_writes_its_own_spans_gets_no_others(
+    log: EventLog, finished_spans: InMemorySpanExporter
+) -> None:
+    with suppress_instrumentation():
+        await publish(log, 1)
+    assert not finished_spans.get_finished_spans()
+
+
+async def test_a_reader_keeps_up_with_concurrent_writers(log: EventLog) -> None:
+    async def write(key: int) -> None:
+        for number in range(50):
+            await log.publish([record(number, key=key)])
+
+    arrived: list[Record] = []
+
+    async def read() -> bool:
+        records = await subscription.read(17, 0.5)
+        await subscription.commit(records)
+        arrived.extend(records)
+        return len(arrived) == 200
+
+    async with joined(log) as subscription:
+        writers = asyncio.gather(*(write(key) for key in range(4)))
+        reading: Callable[[], Awaitable[bool]] = read
+        complete: bool = await eventually(reading, within_s=10)
+        assert complete
+        await writers
+    for key in range(4):
+        assert numbers([each for each in arrived if each.key == str(key)]) == list(range(50))
