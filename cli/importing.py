@@ -93,6 +93,8 @@ class Importer:
 
     async def _load_source(self, index: Index, source: Source) -> Counter[str]:
         state = await asyncio.to_thread(index.begin, source.digest, now_ms())
+        if state.offset == source.size > 0:
+            self._progress.console.print(f"{source.name}: imported before; nothing to do")
         bar = self._progress.add_task(source.name, total=source.size, completed=state.offset)
         with source.open() as file:
             file.seek(state.offset)

@@ -13,7 +13,6 @@ async def test_the_demo_world_loads_once_into_a_feed_to_look_at(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, settings = installation.stores, installation.settings
-    settings.data_dir.mkdir()
     await load(stores, settings, silent())
     me = await stores.users().credentials(DEMO_USERNAME)
     assert me is not None
@@ -23,7 +22,7 @@ async def test_the_demo_world_loads_once_into_a_feed_to_look_at(
     newest = await Timelines(stores.mailboxes(), stores.posts()).recent_by_authors(
         around.following, 100
     )
-    assert len(newest) > 60
+    assert sum(map(len, newest.values())) > 60
     posts = await stores.posts().page(0, 1000)
     assert len(posts) == 600
     pictured = [post for post in posts if post.media]

@@ -140,7 +140,7 @@ async def test_a_waiting_reader_gets_a_new_record_at_once(log: EventLog) -> None
             published = time.monotonic()
             await publish(log, number)
             assert numbers(await waiting) == [number]
-            assert time.monotonic() - published < 0.3
+            assert time.monotonic() - published < 1
 
 
 async def test_all_topics_of_a_subscription_are_read(log: EventLog) -> None:
