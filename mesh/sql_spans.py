@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import Connection, ExceptionContext
@@ -15,7 +16,7 @@ from sqlalchemy.engine import Connection, ExceptionContext
 from mesh import telemetry
 
 # What a statement does, and to which table first of all.
-_OPERATION = re.compile(r"\s*(?:WITH\b.*?\)\s*)?(\w+)", re.IGNORECASE | re.DOTALL)
+_OPERATION = re.compile(r"\s*(\w+)")
 _TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE|JOIN)\s+[`\"]?(\w+)", re.IGNORECASE)
 _TEXT_LIMIT = 500
 
@@ -37,6 +38,8 @@ def trace_statements(engine: Engine) -> None:
         context: Any,
         executemany: bool,
     ) -> None:
+        if not is_instrumentation_enabled():
+            return
         summary = summarize(statement)
         attributes = {
             **where,
@@ -58,8 +61,9 @@ def trace_statements(engine: Engine) -> None:
         context: Any,
         executemany: bool,
     ) -> None:
-        span: Span = context._feed_span
-        span.end()
+        span: Span | None = getattr(context, "_feed_span", None)
+        if span is not None:
+            span.end()
 
     def failed(failure: ExceptionContext) -> None:
         span: Span | None = getattr(failure.execution_context, "_feed_span", None)

@@ -34,8 +34,10 @@ class Features:
     """Keeps features in step with engagements, the graph and impressions.
 
     Everything written is computed from the present state, so that repeats and the order of events
-    do not matter. A post that is not embedded yet adds nothing to an interest vector; it does at
-    the reader's next engagement.
+    do not matter. Two things wait for the next engagement, because looking for them at every event
+    would cost more than they are worth: a liked post that was not embedded yet has no part in its
+    reader's interest vector until that reader's next, and viewers have none in their author's
+    engagement rate until the next like of that author.
 
     Args:
         posts: Likes and posts.

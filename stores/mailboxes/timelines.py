@@ -8,7 +8,7 @@ from typing import Protocol
 from stores.mailboxes.port import CAPACITY, Box, MailboxStore
 
 # Authors whose boxes are read, or built, at a time: bounds memory and how much runs concurrently.
-_AUTHORS = 32
+_AUTHORS = 16
 
 
 class AuthoredPosts(Protocol):

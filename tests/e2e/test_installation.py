@@ -196,22 +196,6 @@ async def test_a_taken_port_is_named_with_its_setting(demo: Installation, tmp_pa
     assert b"FEED_GATEWAY_PORT" in message
 
 
-@pytest.mark.timeout(180)
-async def test_generated_requests_to_every_endpoint_get_no_server_error(
-    demo: Installation,
-) -> None:
-    reader = await demo_reader(demo)
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance"
-    run = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).parent / "schemathesis"), "run", f"{demo.url}/openapi.json",
-        "--checks", checks, "--max-examples", "15", "--seed", "1", "--phases",
-        "examples,coverage,fuzzing", "-H", f"Authorization: {reader.headers['Authorization']}",
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await run.communicate()
-    assert run.returncode == 0, output.decode()[-6000:]
-
-
 async def test_sigterm_stops_everything_and_a_restart_keeps_the_data(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
