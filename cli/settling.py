@@ -69,7 +69,7 @@ class _Settling:
     async def posts(self, post_ids: Sequence[int]) -> None:
         """Like counts and places among the popular; proven posts need no exploring."""
         found = await self._posts.get(post_ids)
-        await self._worker._count_likes(list(found.values()))
+        await self._worker.count_likes(list(found.values()))
         known = await self._features.posts(post_ids)
         await self._features.drop_unproven(
             [
@@ -91,13 +91,13 @@ class _Settling:
 
     async def readers(self, user_ids: Sequence[int]) -> None:
         """Interest vectors and affinities."""
-        await for_each(user_ids, self._worker._learn_taste)
+        await for_each(user_ids, self._worker.learn_taste)
 
     async def _author(self, author_id: int, followers: int, newest: Sequence[int]) -> None:
         await self._features.put_user_stats(author_id, follower_count=followers)
         if not newest:
             return
-        await self._worker._rate_author(author_id)
+        await self._worker.rate_author(author_id)
         await self._mailboxes.push([Box("authored", author_id)], newest)
         if await self._graph.is_pulled(author_id):
             return

@@ -92,11 +92,12 @@ class Features:
     async def _follow_engagements(self, events: Sequence[EngagementEvent]) -> None:
         post_ids = list({event.post_id for event in events})
         posts = list((await self._posts.get(post_ids)).values())
-        await self._count_likes(posts)
-        await _for_each({post.author_id for post in posts}, self._rate_author)
-        await _for_each({event.user_id for event in events}, self._learn_taste)
+        await self.count_likes(posts)
+        await _for_each({post.author_id for post in posts}, self.rate_author)
+        await _for_each({event.user_id for event in events}, self.learn_taste)
 
-    async def _count_likes(self, posts: Sequence[StoredPost]) -> None:
+    async def count_likes(self, posts: Sequence[StoredPost]) -> None:
+        """Writes the posts' like counts, as SQL has them, and their places among the popular."""
         if not posts:
             return
         await self._features.put_like_counts({post.post_id: post.like_count for post in posts})
@@ -109,7 +110,8 @@ class Features:
             if post.post_id not in exist:
                 await self._features.delete_post(post.post_id)
 
-    async def _rate_author(self, author_id: int) -> None:
+    async def rate_author(self, author_id: int) -> None:
+        """Writes how engaging the author's newest posts are: smoothed likes per unique viewer."""
         posts = await self._posts.by_author(author_id, None, _AUTHOR_POSTS)
         known = await self._features.posts([post.post_id for post in posts])
         rate = engagement_rate(
@@ -118,7 +120,8 @@ class Features:
         )
         await self._features.put_user_stats(author_id, avg_engagement_rate=rate)
 
-    async def _learn_taste(self, user_id: int, just_seen: Sequence[Impression] = ()) -> None:
+    async def learn_taste(self, user_id: int, just_seen: Sequence[Impression] = ()) -> None:
+        """Writes the user's interest vector and affinities, from what they liked and dwelt on."""
         likes = await self._posts.recent_likes(user_id, _LIKES)
         since_ms = now_ms() - KEPT_MS
         dwells = await self._impressions.dwelt(user_id, LONG_DWELL_MS, since_ms, _DWELLS)
@@ -170,7 +173,7 @@ class Features:
         long = [each for each in showings if (each.dwell_ms or 0) >= LONG_DWELL_MS]
 
         async def learn(user_id: int) -> None:
-            await self._learn_taste(user_id, [each for each in long if each.user_id == user_id])
+            await self.learn_taste(user_id, [each for each in long if each.user_id == user_id])
 
         await _for_each({each.user_id for each in long}, learn)
 
