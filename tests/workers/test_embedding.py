@@ -153,17 +153,17 @@ async def test_posts_that_arrive_together_share_the_model_s_work(backstage: Back
 
     async def gather_more(texts: Sequence[str]) -> None:
         if len(embedder.batches) == 1:
-            await eventually(lambda: len(worker._texts._waiting) == 40)
+            await eventually(lambda: len(worker._texts._waiting) == 12)
 
     embedder = Axes(gather_more)
     worker = embedding(backstage, embedder)
-    posts = [await backstage.post(author, "x" * (length + 1)) for length in range(40)]
+    posts = [await backstage.post(author, "x" * (length + 1)) for length in range(12)]
     await asyncio.gather(
         *(worker.handle([delivery(post_event(post_id, author))]) for post_id in posts)
     )
-    assert [len(batch) for batch in embedder.batches] == [1, 32, 7]
+    assert [len(batch) for batch in embedder.batches] == [1, 11]
     found = await backstage.stores.vectors().retrieve(posts)
-    assert [int(found[post_id].argmax()) for post_id in posts] == list(range(1, 41))
+    assert [int(found[post_id].argmax()) for post_id in posts] == list(range(1, 13))
 
 
 async def test_a_text_that_cannot_be_embedded_fails_alone(backstage: Backstage) -> None:
