@@ -3,8 +3,12 @@
 import asyncio
 import os
 import signal
+import threading
 
 CHILD_VARIABLE = "FEED_CHILD"
+# A child that has not ended so long after it was told to is stuck, and nobody may be left to
+# kill it.
+STUCK_AFTER_S = 30.0
 _STDIN = 0
 
 
@@ -13,7 +17,7 @@ async def until_stopped() -> None:
 
     With FEED_CHILD=1 in the environment, standard input is a pipe whose other end the parent holds,
     and its end means that the parent has gone, also by kill -9. Once this has returned, another
-    signal ends the process at once.
+    signal ends the process at once, and a child that does not end is ended after 30 s.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -36,3 +40,6 @@ async def until_stopped() -> None:
             loop.remove_signal_handler(number)
         if is_child:
             loop.remove_reader(_STDIN)
+            watchdog = threading.Timer(STUCK_AFTER_S, os._exit, args=(1,))
+            watchdog.daemon = True
+            watchdog.start()

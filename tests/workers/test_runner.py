@@ -1,5 +1,6 @@
 """All workers together: what follows from a write, once, and in that write's trace."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,20 @@ from workers.runner import run_workers
 async def test_an_unknown_worker_is_refused_by_name(backstage: Backstage) -> None:
     with pytest.raises(ValueError, match=r"no such worker: ranker; known: relay, fanout"):
         await run_workers(backstage.settings, backstage.stores, ["relay", "ranker"])
+
+
+async def test_the_workers_end_whenever_they_are_told_to(backstage: Backstage) -> None:
+    [author] = fresh_ids(1)
+    for moment in range(20):
+        working = asyncio.create_task(run_workers(backstage.settings, backstage.stores))
+        await backstage.post(author, "something to do")
+        # Anywhere from their first connection to their first commit.
+        await asyncio.sleep(moment / 200)
+        working.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(working, return_exceptions=True)
+    async with backstage.running():
+        await backstage.settled(within_s=60)
 
 
 async def test_everything_that_follows_from_a_post_is_in_the_trace_of_its_request(
