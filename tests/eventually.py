@@ -18,7 +18,7 @@ async def eventually(
     condition: Callable[[], T], within_s: float = ..., every_s: float = ...
 ) -> T: ...
 async def eventually(
-    condition: Callable[[], Any], within_s: float = 5.0, every_s: float = 0.02
+    condition: Callable[[], Any], within_s: float = 20.0, every_s: float = 0.02
 ) -> Any:
     """Returns the first truthy result; an assertion that still fails at the limit is raised."""
     deadline = time.monotonic() + within_s

@@ -23,6 +23,7 @@ from stores.events.port import Record, Topic
 from stores.events.redis import RedisEventLog
 from stores.features.redis import RedisFeatureStore
 from stores.impressions.redis import RedisRecentSeen
+from stores.mailboxes.port import Box
 from stores.redis_client import open_redis
 from stores.snapshots.redis import RedisSnapshotStore
 from tests.eventually import eventually
@@ -53,7 +54,9 @@ async def scene(world: World) -> Scene:
     posts = [await world.post(author, f"chapter {n}") for n in range(6)]
 
     async def arrived() -> bool:
-        return set(posts) <= set(await ids_of(world, reader, limit=50))
+        box = Box("mailbox", int(reader.user_id))
+        [mailbox] = await world.stores.mailboxes().newest([box], len(posts))
+        return set(map(int, posts)) == set(mailbox or ())
 
     await eventually(arrived)
     return author, reader, posts
