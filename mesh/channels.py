@@ -8,6 +8,7 @@ from typing import TypeVar
 import grpc
 
 from mesh import deadlines
+from mesh.attempts import Attempts
 from mesh.errors import from_rpc
 from mesh.rpc import ClientInterceptor
 
@@ -15,30 +16,23 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-_SERVICE_CONFIG = {
-    # One connection to one address would load one pod only; round_robin uses every address.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.02s",
-                "maxBackoff": "0.2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
+# One connection to one address would load one pod only; round_robin uses every address.
+_SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}]}
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A traced channel. `target` as gRPC knows it: host:port, dns:///name:port, unix:path."""
+def open_channel(target: str, attempts: Attempts = Attempts()) -> grpc.aio.Channel:  # noqa: B008  a value
+    """A traced channel.
+
+    Args:
+        target: As gRPC knows it: host:port, dns:///name:port, unix:path.
+        attempts: When a call is tried again.
+    """
     return grpc.aio.insecure_channel(
         target,
-        interceptors=[ClientInterceptor(target)],
+        interceptors=[ClientInterceptor(target, attempts)],
         options=[
+            # Attempts are ours to make, each with its span.
+            ("grpc.enable_retries", 0),
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

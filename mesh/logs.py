@@ -44,7 +44,7 @@ def setup(settings: Settings) -> None:
     handler.addFilter(_AddContext())
     handler.setFormatter(
         _Json()
-        if settings.log_format == "json"
+        if _as_json(settings)
         else logging.Formatter(
             "%(asctime)s %(levelname)-7s %(service)-13s %(message)s  %(trace_id)s"
         )
@@ -53,3 +53,9 @@ def setup(settings: Settings) -> None:
     # Every request is in a trace and a metric already.
     for noisy in ("uvicorn.access", "httpx", "alembic.runtime"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _as_json(settings: Settings) -> bool:
+    if settings.log_format == "auto":
+        return not sys.stderr.isatty()
+    return settings.log_format == "json"

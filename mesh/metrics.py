@@ -43,6 +43,12 @@ EVENT_DELAY = Histogram(
 EVENT_LAG = Gauge("event_lag", "Records that a consumer has not committed.", ["topic", "group"])
 OUTBOX_PENDING = Gauge("outbox_pending", "Rows of the outbox that the relay found waiting.")
 FANOUT_MAILBOXES = Counter("fanout_mailboxes", "Mailboxes that posts were pushed to.")
+SPANS_EXPORTED = Counter(
+    "trace_spans_exported",
+    "Spans that a collector took (ok), did not take (failed), or that no room was left for "
+    "(dropped).",
+    ["outcome"],
+)
 HTTP_SERVER = Histogram(
     "http_server_request_duration_seconds",
     "Seconds of one HTTP request.",

@@ -9,7 +9,7 @@ from __future__ import annotations  # grpc's generic classes are so in its stubs
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from mesh import deadlines, metrics, telemetry
+from mesh.attempts import Attempts
 from mesh.errors import FeedError, Internal, to_status
 
 # The codes that are the server's fault, by the rpc conventions; the others leave its span unset.
@@ -31,61 +32,82 @@ _SERVER_FAULTS = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Asked for by tools and probes, over and over; their spans would say nothing of a feed.
 _UNTRACED = ("/grpc.health.", "/grpc.reflection.")
 
+Continuation = Callable[[ClientCallDetails, Any], Awaitable[Any]]
+Address = Mapping[str, str | int]
+
 
 class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """A CLIENT span a call, which sends its context along and ends however the call ends.
+    """A CLIENT span an attempt, which sends its context along and ends however the attempt ends.
 
     Args:
         target: The channel's target, for server.address and server.port.
+        attempts: When a call is tried again.
     """
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.removeprefix("dns:///").rpartition(":")
-        self._server: dict[str, str | int] = {"server.address": host or target}
-        if port.isdigit():
-            self._server["server.port"] = int(port)
+    def __init__(self, target: str, attempts: Attempts) -> None:
+        self._server = address_of(target)
+        self._attempts = attempts
 
     async def intercept_unary_unary(
-        self,
-        continuation: Callable[[ClientCallDetails, Any], Awaitable[Any]],
-        client_call_details: ClientCallDetails,
-        request: Any,
+        self, continuation: Continuation, client_call_details: ClientCallDetails, request: Any
     ) -> Any:
-        method = _method_name(client_call_details.method)
+        timeout = client_call_details.timeout
+        ends = None if timeout is None else time.monotonic() + timeout
+
+        async def attempt(number: int) -> tuple[Any, grpc.StatusCode]:
+            left = None if ends is None else max(ends - time.monotonic(), 0.0)
+            return await self._attempt(continuation, client_call_details, request, left, number)
+
+        return await self._attempts.run(attempt, ends)
+
+    async def _attempt(
+        self,
+        continuation: Continuation,
+        details: ClientCallDetails,
+        request: Any,
+        timeout: float | None,
+        number: int,
+    ) -> tuple[Any, grpc.StatusCode]:
+        """The call when it has ended, and its status; raises only what cancels the caller."""
+        method = _method_name(details.method)
         attributes = {"rpc.system.name": "grpc", "rpc.method": method, **self._server}
+        if number:
+            attributes["feed.rpc.previous_attempts"] = number
         started, code = time.perf_counter(), grpc.StatusCode.CANCELLED
+        call: Any = None
         with telemetry.bare_span(method, kind=SpanKind.CLIENT, attributes=attributes) as span:
-            metadata = Metadata(*(client_call_details.metadata or ()))
-            for key, value in telemetry.inject().items():
-                metadata[key] = value
-            details = ClientCallDetails(
-                client_call_details.method,
-                client_call_details.timeout,
-                metadata,
-                client_call_details.credentials,
-                client_call_details.wait_for_ready,
-            )
-            call = await continuation(details, request)
             try:
+                metadata = Metadata(*(details.metadata or ()))
+                for key, value in telemetry.inject().items():
+                    metadata[key] = value
+                call = await continuation(
+                    ClientCallDetails(
+                        details.method, timeout, metadata, details.credentials,
+                        details.wait_for_ready,
+                    ),
+                    request,
+                )  # fmt: skip
                 await call
                 code = grpc.StatusCode.OK
             except grpc.aio.AioRpcError as error:
                 code = error.code()
-                _describe(span, code, error.details(), faults=None)
+                _fail(span, code, error.details())
             except asyncio.CancelledError:
                 # Whoever waited has gone: the callee must stop too.
-                call.cancel()
-                _describe(span, code, None, faults=None)
+                if call is not None:
+                    call.cancel()
+                _fail(span, code, None)
                 raise
             finally:
                 span.set_attribute("rpc.response.status_code", code.name)
                 metrics.observe(
                     metrics.RPC_CLIENT.labels(method, code.name), time.perf_counter() - started
                 )
-            return call
+        return call, code
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
@@ -93,10 +115,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         service: Whom the spans belong to.
+        address: Where the server listens, as gRPC knows it.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, address: str) -> None:
         self._service = service
+        self._server = address_of(address)
 
     async def intercept_service(
         self,
@@ -114,7 +138,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
         async def handle(request: Any, context: ServicerContext[Any, Any]) -> Any:
             with telemetry.as_service(self._service):
-                return await _serve(servicer, request, context, _method_name(path), headers)
+                return await _serve(
+                    servicer, request, context, _method_name(path), headers, self._server
+                )
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
@@ -129,9 +155,11 @@ async def _serve(
     context: ServicerContext[Any, Any],
     method: str,
     headers: dict[str, str],
+    server: Address,
 ) -> Any:
-    attributes = {"rpc.system.name": "grpc", "rpc.method": method}
+    attributes = {"rpc.system.name": "grpc", "rpc.method": method, **server}
     started, code = time.perf_counter(), grpc.StatusCode.OK
+    detail: str | None = None
     error: FeedError | None = None
     with telemetry.bare_span(
         method, kind=SpanKind.SERVER, attributes=attributes, context=telemetry.extract(headers)
@@ -139,23 +167,28 @@ async def _serve(
         try:
             left = context.time_remaining()
             with deadlines.within(left if left is not None else float("inf")):
-                return await servicer(request, context)
+                response = await servicer(request, context)
+            code, detail = _told(context)
+            return response
         except FeedError as expected:
             error = expected
+        except grpc.aio.AbortError:
+            code, detail = _told(context)
+            raise
         except asyncio.CancelledError:
             # gRPC cancels the handler both when the client goes away and when its deadline ends.
             left = context.time_remaining()
             expired = left is not None and left <= 0
             code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-            _describe(span, code, None, faults=_SERVER_FAULTS)
             raise
         except Exception as unexpected:
             span.record_exception(unexpected)
             error = Internal(f"{method} failed unexpectedly; its trace has the exception")
         finally:
             if error is not None:
-                code = error.code
-                _describe(span, code, error.detail, faults=_SERVER_FAULTS)
+                code, detail = error.code, error.detail
+            if code in _SERVER_FAULTS:
+                _fail(span, code, detail)
             span.set_attribute("rpc.response.status_code", code.name)
             metrics.observe(
                 metrics.RPC_SERVER.labels(method, code.name), time.perf_counter() - started
@@ -164,13 +197,27 @@ async def _serve(
     await context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
-def _describe(
-    span: Span, code: grpc.StatusCode, detail: str | None, faults: frozenset[grpc.StatusCode] | None
-) -> None:
-    """Puts a failed call's code on its span; outside `faults` (None: all are) it is no error."""
-    if faults is None or code in faults:
-        span.set_attribute("error.type", code.name)
-        span.set_status(Status(StatusCode.ERROR, detail))
+def address_of(target: str) -> Address:
+    """`server.address` and `server.port` of a gRPC target."""
+    if target.startswith("unix:"):
+        return {"server.address": target.removeprefix("unix:")}
+    host, _, port = target.removeprefix("dns:///").rpartition(":")
+    if not port.isdigit():
+        return {"server.address": target}
+    return {"server.address": host, "server.port": int(port)}
+
+
+def _told(context: ServicerContext[Any, Any]) -> tuple[grpc.StatusCode, str | None]:
+    """The status that a servicer has set by itself."""
+    code = context.code()
+    if isinstance(code, int):
+        code = _CODES.get(code, grpc.StatusCode.UNKNOWN)
+    return code or grpc.StatusCode.OK, context.details() or None
+
+
+def _fail(span: Span, code: grpc.StatusCode, detail: str | None) -> None:
+    span.set_attribute("error.type", code.name)
+    span.set_status(Status(StatusCode.ERROR, detail))
 
 
 def _method_name(path: str | bytes) -> str:

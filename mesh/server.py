@@ -43,7 +43,7 @@ class GrpcServer:
 
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(
-            interceptors=[ServerInterceptor(self._name)],
+            interceptors=[ServerInterceptor(self._name, self._address)],
             options=[
                 # Two servers must not share a port unnoticed.
                 ("grpc.so_reuseport", 0),

@@ -94,9 +94,18 @@ class Settings(BaseSettings):
     random_seed: int | None = Field(None, description="Fixes exploration's choices; for tests.")
 
     # -- telemetry ----------------------------------------------------------------------------
-    otlp_endpoint: str | None = Field(None, description="OTLP collector, e.g. http://host:4317.")
-    trace_ratio: float = Field(1.0, description="Share of traces that are sampled at their start.")
-    log_format: Literal["console", "json"] = Field("console", description="Form of log lines.")
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP collector: grpc://HOST:4317 or http://HOST:4318; also with TLS."
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of traces that are sampled at their start."
+    )
+    trace_users: Literal["hashed", "plain", "none"] = Field(
+        "hashed", description="How a trace names the user whose request it is."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="Form of log lines; auto is console on a terminal, else json."
+    )
     log_level: str = Field("INFO", description="Least level that is logged.")
 
     def url(self, template: str) -> str:

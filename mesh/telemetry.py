@@ -6,25 +6,26 @@ and the global provider, which instrumentation libraries use, hands each span to
 the service that is current.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
+from opentelemetry import context as current
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, Sampler
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 from redis.asyncio import Redis
 
 from mesh.errors import FeedError
+from mesh.exporting import Export
 from mesh.settings import Settings
 
 SCOPE = "feedmesh"
@@ -39,12 +40,20 @@ class _Providers(trace.TracerProvider):
         self._sampler = sampler
         self._processors = list(processors)
         self._by_service: dict[str, TracerProvider] = {}
+        self._tracers: dict[tuple[Any, ...], trace.Tracer] = {}
 
     def current(self) -> TracerProvider:
         service = _service.get()
         provider = self._by_service.get(service)
         if provider is None:
-            resource = Resource.create({"service.name": service, "service.namespace": SCOPE})
+            resource = Resource.create(
+                {
+                    "service.name": service,
+                    "service.namespace": SCOPE,
+                    "service.version": version(SCOPE),
+                    "service.instance.id": str(uuid4()),
+                }
+            )
             provider = TracerProvider(
                 sampler=self._sampler, resource=resource, shutdown_on_exit=False
             )
@@ -58,8 +67,19 @@ class _Providers(trace.TracerProvider):
         for provider in self._by_service.values():
             provider.add_span_processor(processor)
 
-    def get_tracer(self, *scope: Any, **more: Any) -> trace.Tracer:
-        return _CurrentTracer(self, scope, more)
+    def get_tracer(
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> trace.Tracer:
+        scope = (instrumenting_module_name, instrumenting_library_version, schema_url)
+        # Asked for at every span: making one anew would cost more than the span.
+        known = self._tracers.get(scope)
+        if known is None:
+            known = self._tracers[scope] = _CurrentTracer(self, scope)
+        return known
 
     def shutdown(self) -> None:
         for processor in self._processors:
@@ -69,17 +89,16 @@ class _Providers(trace.TracerProvider):
 class _CurrentTracer(trace.Tracer):
     """A tracer that belongs to whichever service is current when a span starts."""
 
-    def __init__(self, providers: _Providers, scope: tuple[Any, ...], more: dict[str, Any]) -> None:
+    def __init__(self, providers: _Providers, scope: tuple[Any, ...]) -> None:
         self._providers = providers
         self._scope = scope
-        self._more = more
         self._tracers: dict[TracerProvider, trace.Tracer] = {}
 
     def _tracer(self) -> trace.Tracer:
         provider = self._providers.current()
         tracer = self._tracers.get(provider)
         if tracer is None:
-            tracer = self._tracers[provider] = provider.get_tracer(*self._scope, **self._more)
+            tracer = self._tracers[provider] = provider.get_tracer(*self._scope)
         return tracer
 
     def start_span(self, *args: Any, **kwargs: Any) -> Span:
@@ -107,14 +126,13 @@ def setup(settings: Settings, *processors: SpanProcessor) -> None:
         return
     every = list(processors)
     if settings.otlp_endpoint:
-        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, timeout=5)
-        every.append(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+        every.append(Export(settings.otlp_endpoint))
     _providers = _Providers(ParentBasedTraceIdRatio(settings.trace_ratio), every)
     trace.set_tracer_provider(_providers)
 
 
 def shutdown() -> None:
-    """Sends the spans that wait. Blocks for up to the exporter's timeout."""
+    """Sends the spans that wait. Blocks for some seconds where the collector does not answer."""
     if _providers is not None:
         _providers.shutdown()
 
@@ -139,6 +157,7 @@ def service() -> str:
     return _service.get()
 
 
+@contextmanager
 def bare_span(
     name: str,
     *,
@@ -146,17 +165,25 @@ def bare_span(
     attributes: Mapping[str, AttributeValue] | None = None,
     context: Context | None = None,
     links: Sequence[Link] = (),
-) -> AbstractContextManager[Span]:
-    """A current span that ends with the block, and whose status is its user's to set."""
-    return trace.get_tracer(SCOPE).start_as_current_span(
-        name,
-        context=context,
-        kind=kind,
-        attributes=attributes,
-        links=links,
-        record_exception=False,
-        set_status_on_exception=False,
-    )
+) -> Iterator[Span]:
+    """A current span that ends with the block, and whose status is its user's to set.
+
+    With a `context`, the block runs in that context, so that its baggage goes on, too.
+    """
+    token = None if context is None else current.attach(context)
+    try:
+        with trace.get_tracer(SCOPE).start_as_current_span(
+            name,
+            kind=kind,
+            attributes=attributes,
+            links=links,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as started:
+            yield started
+    finally:
+        if token is not None:
+            current.detach(token)
 
 
 @contextmanager
@@ -229,11 +256,6 @@ def traceresponse() -> str:
 def annotate(attributes: Mapping[str, AttributeValue]) -> None:
     """Adds attributes to the current span."""
     trace.get_current_span().set_attributes(dict(attributes))
-
-
-def user_hash(user_id: int) -> str:
-    """A user's id as it may appear in telemetry: stable, and not the id."""
-    return hashlib.blake2b(str(user_id).encode(), digest_size=8).hexdigest()
 
 
 def instrument_redis(client: Redis) -> None:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests live in tests/fixtures, one module a backend."""
 
 pytest_plugins = [
+    "tests.fixtures.spans",
     "tests.fixtures.sql",
     "tests.fixtures.valkey",
     "tests.fixtures.vectors",

@@ -5,11 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
 
-from mesh import telemetry
 from mesh.settings import Settings
 from stores.connect import Connections
 from stores.sql.migrate import migrate
@@ -50,17 +47,3 @@ async def backstage(
     )
     async with Connections(settings) as stores:
         yield Backstage(settings, stores)
-
-
-@pytest.fixture(scope="session")
-def every_span() -> InMemorySpanExporter:
-    exporter = InMemorySpanExporter()
-    telemetry.setup(Settings(), SimpleSpanProcessor(exporter))
-    return exporter
-
-
-@pytest.fixture
-def spans(every_span: InMemorySpanExporter) -> InMemorySpanExporter:
-    """The spans that end during the test."""
-    every_span.clear()
-    return every_span
