@@ -73,7 +73,7 @@ clean: ## Removes what was generated and installed; keeps .feed
 	@rm -rf .venv dist build stubs/feed edge stubs/.generated .mypy_cache .ruff_cache .pytest_cache
 
 docs: setup ## Writes the generated pages of docs/ anew
-	@$(BIN)/python -m mesh.settings_table
+	@$(BIN)/python -m mesh.docs_tables
 
 bench: setup ## Measures feeds on a running installation (make run), and the candidates' encoding
 	@$(BIN)/python -m bench.candidates_encoding && $(BIN)/python -m bench.feed

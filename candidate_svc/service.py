@@ -107,7 +107,7 @@ def _tell(candidates: Sequence[Candidate]) -> None:
     }
     for name, count in counts.items():
         metrics.FEED_CANDIDATES.labels(name).inc(count)
-    telemetry.annotate({f"feed.candidates.{name}": count for name, count in counts.items()})
+    telemetry.annotate({f"feed.candidates.out.{name}": count for name, count in counts.items()})
 
 
 @asynccontextmanager

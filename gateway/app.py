@@ -30,6 +30,7 @@ from gateway.external import ExternalIssuer
 from gateway.identity import Identities
 from gateway.limits import RateLimits
 from gateway.tokens import Cursors, Tokens, load_secret
+from gateway.trace_users import TraceUsers, UrlRedaction
 from mesh.channels import open_channel
 from mesh.ids import Snowflakes
 from mesh.settings import Settings
@@ -57,10 +58,11 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
         ValueError: A setting cannot be used; the message names it.
     """
     secret = load_secret(settings)
+    trace_users = TraceUsers(settings.trace_users, secret)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _backends(settings, stores, secret) as backends:
+        async with _backends(settings, stores, secret, trace_users) as backends:
             app.state.backends = backends
             yield
 
@@ -79,6 +81,7 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
         },
     )
     app.add_middleware(BodyLimit)
+    app.add_middleware(UrlRedaction, users=trace_users)
     problems.install(app)
     for part in (auth, users, posts, likes, feed, explain, impressions, ops):
         app.include_router(part.router)
@@ -89,7 +92,7 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
 
 @asynccontextmanager
 async def _backends(
-    settings: Settings, stores: Connections, secret: str
+    settings: Settings, stores: Connections, secret: str, trace_users: TraceUsers
 ) -> AsyncIterator[Backends]:
     async with AsyncExitStack() as opened:
         lease = await opened.enter_async_context(WorkerIdLease(stores.leases()))
@@ -112,6 +115,7 @@ async def _backends(
             cursors=Cursors(secret),
             identities=Identities(tokens, issuer, users),
             limits=RateLimits(settings, stores.redis),
+            trace_users=trace_users,
         )
 
 

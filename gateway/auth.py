@@ -52,7 +52,7 @@ async def _user_id(
     except Unauthenticated:
         await here.limits.request(address_of(request))
         raise
-    telemetry.annotate({"user.hash": telemetry.user_hash(user_id)})
+    telemetry.annotate(here.trace_users.attributes(user_id))
     await here.limits.request(address_of(request), user_id)
     return user_id
 

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from gateway.identity import Identities
 from gateway.limits import RateLimits
 from gateway.tokens import Cursors, Tokens
+from gateway.trace_users import TraceUsers
 from mesh.ids import Snowflakes
 from mesh.settings import Settings
 from stores.events.port import EventLog
@@ -61,6 +62,7 @@ class Backends:
     cursors: Cursors
     identities: Identities
     limits: RateLimits
+    trace_users: TraceUsers
 
 
 def _of_app(request: Request) -> Backends:

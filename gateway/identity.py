@@ -8,6 +8,7 @@ import jwt
 from gateway import external, tokens
 from gateway.external import ExternalIssuer
 from gateway.tokens import Tokens
+from mesh import telemetry
 from mesh.errors import Unauthenticated
 from stores.users.port import UserStore
 
@@ -60,7 +61,9 @@ class Identities:
 
     async def _require_existing(self, user_id: int) -> None:
         now = self._clock()
-        if self._known_until.get(user_id, now) > now:
+        known = self._known_until.get(user_id, now) > now
+        telemetry.annotate({"feed.identity.hit": known})
+        if known:
             return
         if user_id not in await self._users.get([user_id]):
             self._known_until.pop(user_id, None)

@@ -1,6 +1,7 @@
 """Pages of a feed: how its posts are presented, and how it is resumed."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
 from feed.v1 import common_pb2, hydrator_pb2
@@ -64,14 +65,17 @@ def _present(
     shown = snapshot.shown()
     items = [_item(post, snapshot, shown[post.post_id]) for post in posts]
     degraded = list(dict.fromkeys([*snapshot.degraded, *run.degraded]))
+    sources = Counter(item.source for item in items)
     telemetry.annotate(
         {
             "feed.id": snapshot.feed_id,
             "feed.candidates": len(snapshot.post_ids),
             "feed.length": len(snapshot.order),
             "feed.items": len(items),
-            "feed.model_version": snapshot.model_version,
+            "feed.model.version": snapshot.model_version,
             "feed.degraded": degraded,
+            "feed.is_degraded": bool(degraded),
+            **{f"feed.items.{name}": count for name, count in sources.items()},
         }
     )
     return FeedPage(

@@ -13,6 +13,7 @@ from gateway.backends import Backends, Here
 from gateway.drafts import Draft, Upload
 from gateway.problems import BadRequest, TooLarge, UnsupportedMediaType, responses
 from gateway.schemas import InId, Post, utc
+from mesh import telemetry
 from mesh.degrade import best_effort
 from mesh.errors import FailedPrecondition, FeedError, NotFound, PermissionDenied, Unavailable
 from mesh.ids import created_ms, now_ms
@@ -101,8 +102,11 @@ async def _publish(here: Backends, me: int, draft: Draft, key: IdempotencyKey | 
 
 
 async def _prepared(upload: Upload) -> PreparedMedia:
-    async with _preparing:
-        return await asyncio.to_thread(prepare, upload.data, upload.declared_type)
+    size = {"feed.media.bytes": len(upload.data)}
+    # With the wait for one's turn.
+    with telemetry.span("prepare media", attributes=size):
+        async with _preparing:
+            return await asyncio.to_thread(prepare, upload.data, upload.declared_type)
 
 
 async def _discard(here: Backends, media: tuple[StoredMedia, ...]) -> None:

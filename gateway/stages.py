@@ -1,12 +1,16 @@
 """How the steps of GET /feed run: each within its share of the deadline, each with a stand-in."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from opentelemetry.trace import Span
+
 from gateway.backends import Backends
-from mesh import deadlines, metrics
+from mesh import deadlines, metrics, telemetry
 from mesh.degrade import mark
 from mesh.errors import DeadlineExceeded
 
@@ -64,15 +68,37 @@ class Stage(Generic[P, T]):
     async def __call__(self, run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
         """The step's result, or what stands in for it."""
         budget_s = run.deadline_s * (self.share if self.stand_in is not None else 1.0)
-        try:
-            async with asyncio.timeout(deadlines.remaining(budget_s + _GRACE_S)):
-                with metrics.feed_stage(self.name), deadlines.within(budget_s):
-                    return await self.work(run, *args, **kwargs)
-        except Exception as error:
-            # Any failure counts, also one nobody foresaw: this is where the page is kept alive.
-            if self.stand_in is None:
-                if isinstance(error, TimeoutError):
-                    raise DeadlineExceeded(f"The feed's {self.name} took too long.") from error
-                raise
-            mark(self.name, error, run.degraded)
-            return self.stand_in(run, *args, **kwargs)
+        with self._span(run, budget_s) as span:
+            try:
+                async with asyncio.timeout(deadlines.remaining(budget_s + _GRACE_S)):
+                    with metrics.feed_stage(self.name), deadlines.within(budget_s):
+                        result = await self.work(run, *args, **kwargs)
+                span.set_attribute("feed.stage.outcome", "ok")
+                return result
+            except Exception as error:
+                # Any failure counts, also one nobody foresaw: this is where the page is kept alive.
+                if self.stand_in is None:
+                    if isinstance(error, TimeoutError):
+                        raise DeadlineExceeded(f"The feed's {self.name} took too long.") from error
+                    raise
+                mark(self.name, error, run.degraded)
+                # The page goes on without it, but this stage did fail.
+                telemetry.set_error(span, error)
+                span.set_attribute("feed.stage.outcome", "stand_in")
+                return self.stand_in(run, *args, **kwargs)
+
+    @contextmanager
+    def _span(self, run: Run, budget_s: float) -> Iterator[Span]:
+        """The stage in the trace, with the share of the whole feed's deadline that it used."""
+        started = time.monotonic()
+        attributes: dict[str, str | float] = {
+            "feed.stage.name": self.name,
+            "feed.stage.budget": round(budget_s / run.deadline_s, 4),
+            "feed.stage.outcome": "failed",
+        }
+        with telemetry.span(f"stage {self.name}", attributes=attributes) as span:
+            try:
+                yield span
+            finally:
+                used = (time.monotonic() - started) / run.deadline_s
+                span.set_attribute("feed.stage.deadline_used", round(used, 4))

@@ -1,14 +1,16 @@
 """The steps of GET /feed: what each asks of whom."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from feed.v1 import candidate_pb2, common_pb2, filter_pb2, hydrator_pb2, ranker_pb2
 
-from gateway.snapshots import Snapshot
+from gateway import wire
+from gateway.snapshots import KEPT, Snapshot
 from gateway.stages import Run
-from mesh import packing
+from mesh import packing, telemetry
 from mesh.channels import call
 from mesh.degrade import best_effort
 from stores.features.port import UserFeatures
@@ -34,6 +36,12 @@ async def load_reader(run: Run) -> common_pb2.Reader:
         timeout_s=_FEATURES_SHARE * run.deadline_s,
     )
     around, user = await _both(run.here.graph.neighborhood(run.reader_id), features)
+    telemetry.annotate(
+        {
+            "feed.reader.following": len(around.following),
+            "feed.reader.has_taste": user.interest_vector is not None,
+        }
+    )
     return common_pb2.Reader(
         user_id=run.reader_id,
         interest_vector=packing.pack(user.interest_vector),
@@ -88,7 +96,16 @@ async def judge(
         page_size=min(run.limit, PAGE_SIZE),
         max_kept=RANK_LIMIT,
     )
-    return await call(run.here.services.filter.FilterCandidates, request, timeout=run.deadline_s)
+    judged = await call(run.here.services.filter.FilterCandidates, request, timeout=run.deadline_s)
+    if telemetry.is_recording():
+        kept = [
+            source
+            for source, verdict in zip(candidates.sources, judged.verdicts, strict=True)
+            if verdict in KEPT
+        ]
+        telemetry.annotate(_by_source("feed.candidates.in", candidates.sources))
+        telemetry.annotate(_by_source("feed.candidates.out", kept))
+    return judged
 
 
 async def rank(
@@ -101,6 +118,12 @@ async def rank(
     request = ranker_pb2.RankCandidatesRequest(reader=reader, candidates=kept, penalties=penalties)
     answer = await call(run.here.services.ranker.RankCandidates, request, timeout=run.deadline_s)
     run.note(answer.degraded)
+    telemetry.annotate(
+        {
+            **_by_source("feed.candidates.in", kept.sources),
+            "feed.model.version": answer.model_version,
+        }
+    )
     return answer
 
 
@@ -114,6 +137,7 @@ async def hydrate(
     request = hydrator_pb2.HydrateFeedRequest(
         reader=reader, candidates=kept, scores=ranked.scores, limit=run.limit
     )
+    telemetry.annotate(_by_source("feed.candidates.in", kept.sources))
     return await call(run.here.services.hydrator.HydrateFeed, request, timeout=run.deadline_s)
 
 
@@ -134,7 +158,15 @@ async def _candidates(
     request = candidate_pb2.GetCandidatesRequest(reader=reader, strategy=strategy, limit=limit)
     answer = await call(run.here.services.candidate.GetCandidates, request, timeout=run.deadline_s)
     run.note(answer.degraded)
+    telemetry.annotate(_by_source("feed.candidates.out", answer.candidates.sources))
     return answer.candidates
+
+
+def _by_source(name: str, sources: Sequence[int]) -> dict[str, int]:
+    """Span attributes: how many candidates there are of each source; none that nobody reads."""
+    if not telemetry.is_recording():
+        return {}
+    return {f"{name}.{wire.source_name(each)}": n for each, n in Counter(sources).items()}
 
 
 async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:

@@ -17,7 +17,7 @@ Response = TypeVar("Response")
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 # One connection to one address would load one pod only; round_robin uses every address.
-_SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}]}
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 
 def open_channel(target: str, attempts: Attempts = Attempts()) -> grpc.aio.Channel:  # noqa: B008  a value
@@ -33,7 +33,7 @@ def open_channel(target: str, attempts: Attempts = Attempts()) -> grpc.aio.Chann
         options=[
             # Attempts are ours to make, each with its span.
             ("grpc.enable_retries", 0),
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             # A server that comes back must be found within a second, not within two minutes.

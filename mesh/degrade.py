@@ -34,4 +34,4 @@ def mark(backend: str, error: Exception, degraded: list[str]) -> None:
     metrics.FEED_DEGRADED.labels(backend).inc()
     reason = telemetry.error_type(error)
     _log.warning("going on without %s: %s: %s", backend, reason, error)
-    telemetry.annotate({f"feed.degraded.{backend}": reason})
+    telemetry.annotate({f"feed.without.{backend}": reason})

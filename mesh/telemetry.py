@@ -6,6 +6,7 @@ and the global provider, which instrumentation libraries use, hands each span to
 the service that is current.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -211,7 +212,8 @@ def set_error(target: Span, error: BaseException) -> None:
     """Marks the span as failed by the error."""
     target.set_attribute("error.type", error_type(error))
     target.set_status(Status(StatusCode.ERROR, str(error) or type(error).__name__))
-    if not isinstance(error, FeedError):
+    # Where somebody else's cancellation was noticed tells nothing.
+    if not isinstance(error, FeedError | asyncio.CancelledError):
         target.record_exception(error)
 
 
@@ -251,6 +253,11 @@ def traceresponse() -> str:
         return ""
     ids = f"{trace.format_trace_id(current.trace_id)}-{trace.format_span_id(current.span_id)}"
     return f"00-{ids}-{int(current.trace_flags):02x}"
+
+
+def is_recording() -> bool:
+    """Whether what is said of the current span is kept; false while its trace is not sampled."""
+    return trace.get_current_span().is_recording()
 
 
 def annotate(attributes: Mapping[str, AttributeValue]) -> None:

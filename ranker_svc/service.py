@@ -47,12 +47,20 @@ class RankerService(RankerServiceServicer):
         subject = _subject(request)
         degraded: list[str] = []
         known = await fetch(self._features, subject, degraded)
+        hits = sum(post is not None for post in known.posts)
         matrix = build(subject, known, now_ms())
-        scores, version = await self._score(matrix, degraded)
+        with telemetry.span("score candidates"):
+            scores, version = await self._score(matrix, degraded)
+            telemetry.annotate({"feed.model.version": version})
         if request.penalties:
             scores = scores - np.nan_to_num(np.array(request.penalties, np.float32))
         telemetry.annotate(
-            {"feed.model.version": version, "feed.candidates.ranked": len(subject.post_ids)}
+            {
+                "feed.model.version": version,
+                "feed.candidates.ranked": len(subject.post_ids),
+                "feed.features.hits": hits,
+                "feed.features.misses": len(subject.post_ids) - hits,
+            }
         )
         return RankCandidatesResponse(
             scores=scores.tolist(),

@@ -207,7 +207,7 @@ class Consumer:
         while True:
             stop_if_cancelled()
             try:
-                await self._attempt(deliveries)
+                await self._attempt(deliveries, attempt)
                 return
             except AWAY as error:
                 self._pause.begin(error)
@@ -226,8 +226,8 @@ class Consumer:
             await asyncio.sleep(backoff_s(attempt))
             attempt += 1
 
-    async def _attempt(self, deliveries: Sequence[Delivery]) -> None:
-        with self._processing([delivery.record for delivery in deliveries]):
+    async def _attempt(self, deliveries: Sequence[Delivery], number: int) -> None:
+        with self._processing(deliveries, number):
             try:
                 await self._worker.handle(deliveries)
             except AWAY:
@@ -272,7 +272,8 @@ class Consumer:
         self._count(record, "dead")
 
     @contextmanager
-    def _processing(self, records: Sequence[Record]) -> Iterator[None]:
+    def _processing(self, deliveries: Sequence[Delivery], attempt: int) -> Iterator[None]:
+        records = [delivery.record for delivery in deliveries]
         topic = records[0].topic
         attributes = self._attributes(topic, "process")
         attributes["messaging.consumer.group.name"] = self._worker.group
@@ -280,6 +281,12 @@ class Consumer:
             attributes["messaging.message.id"] = records[0].event_id
         else:
             attributes["messaging.batch.message_count"] = len(records)
+        oldest_ms = min(occurred_at_ms(delivery.event) for delivery in deliveries)
+        attributes["feed.event.age_ms"] = max(now_ms() - oldest_ms, 0)
+        if attempt:
+            attributes["feed.event.previous_attempts"] = attempt
+        if redeliveries := max(record.redeliveries for record in records):
+            attributes["feed.event.redeliveries"] = redeliveries
         context, links = origin([record.headers for record in records])
         with telemetry.span(
             f"process {topic}",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from heapq import nlargest
 from typing import Protocol
 
+from mesh import telemetry
 from stores.mailboxes.port import CAPACITY, Box, MailboxStore
 
 # Authors whose boxes are read, or built, at a time: bounds memory and how much runs concurrently.
@@ -58,6 +59,7 @@ class Timelines:
         """
         box = Box("mailbox", reader_id)
         [post_ids] = await self._mailboxes.newest([box], limit)
+        telemetry.annotate({"feed.mailbox.hit": post_ids is not None})
         if post_ids is not None:
             return post_ids
         await self._mailboxes.begin_build(box)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from mesh import telemetry
 from mesh.errors import InvalidArgument, NotFound, Unavailable
 from stores.media.images import CONTENT_TYPES
 
@@ -41,7 +42,8 @@ class FolderMediaStore:
                 "the key's suffix is of another content type",
                 fields={"content_type": f"is {content_type[:100]}, {known} was expected"},
             )
-        await _in_thread(_write, self._root / key, data)
+        with telemetry.span("store media", attributes={"feed.media.bytes": len(data)}):
+            await _in_thread(_write, self._root / key, data)
 
     async def get(self, key: str) -> tuple[bytes, str]:
         content_type = _content_type(key)

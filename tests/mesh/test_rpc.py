@@ -3,10 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
 import grpc
 import pytest
-from feed.v1.filter_pb2 import ListSeenRequest, ListSeenResponse
+from feed.v1.filter_pb2 import (
+    FilterCandidatesRequest,
+    FilterCandidatesResponse,
+    ListSeenRequest,
+    ListSeenResponse,
+)
 from feed.v1.filter_pb2_grpc import (
     FilterServiceServicer,
     FilterServiceStub,
@@ -28,7 +34,8 @@ from tests.fixtures.valkey import free_port
 
 METHOD = "feed.v1.FilterService/ListSeen"
 FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-Answer = Callable[[ListSeenRequest, grpc.aio.ServicerContext], Awaitable[ListSeenResponse]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Answer = Callable[[ListSeenRequest, Context], Awaitable[ListSeenResponse]]
 
 
 class Servicer(FilterServiceServicer):
@@ -39,11 +46,14 @@ class Servicer(FilterServiceServicer):
         self.calls = 0
         self.cancelled = 0
 
-    async def ListSeen(
-        self, request: ListSeenRequest, context: grpc.aio.ServicerContext
-    ) -> ListSeenResponse:
+    async def ListSeen(self, request: ListSeenRequest, context: Context) -> ListSeenResponse:
         self.calls += 1
         return await self.answer(request, context)
+
+    async def FilterCandidates(
+        self, request: FilterCandidatesRequest, context: Context
+    ) -> FilterCandidatesResponse:
+        raise AssertionError
 
     async def at_once(self, *_: object) -> ListSeenResponse:
         return ListSeenResponse()
@@ -191,7 +201,7 @@ async def test_an_exception_nobody_foresaw_is_recorded_at_the_server_and_not_tol
 
 @pytest.mark.parametrize("code", ["DATA_LOSS", "OUT_OF_RANGE"])
 async def test_a_servicers_own_abort_gives_the_code_it_chose(peer: Peer, code: str) -> None:
-    async def abort(_: object, context: grpc.aio.ServicerContext) -> ListSeenResponse:
+    async def abort(_: object, context: Context) -> ListSeenResponse:
         await context.abort(grpc.StatusCode[code], "aborted")
         raise AssertionError
 
@@ -204,7 +214,7 @@ async def test_a_servicers_own_abort_gives_the_code_it_chose(peer: Peer, code: s
 
 
 async def test_a_code_that_a_servicer_sets_is_the_spans(peer: Peer) -> None:
-    async def answer(_: object, context: grpc.aio.ServicerContext) -> ListSeenResponse:
+    async def answer(_: object, context: Context) -> ListSeenResponse:
         context.set_code(grpc.StatusCode.UNKNOWN)
         context.set_details("set")
         return ListSeenResponse()

@@ -348,7 +348,7 @@ async def test_a_sampled_search_is_repeated_exactly_in_a_trace_of_its_own(
         and span.name == "feed.v1.CandidateService/GetCandidates"
     ]
     assert served.attributes is not None
-    assert served.attributes["feed.candidates.discovery"] == 1
+    assert served.attributes["feed.candidates.out.discovery"] == 1
 
 
 class StuckVectors(EdgeVectorStore):
