@@ -66,8 +66,8 @@ the specification that is the operator's to say.
 ## What is not in them
 
 No text, no name, no address of a user, no token. A user is named by a keyed hash, or not at all, \
-or by id: `FEED_TRACE_USERS`. In `url.path` a user's id is named the same way, and a feed's cursor is \
-left out of `url.query`. SQL has its parameters left out, Redis its keys and values."""
+or by id: `FEED_TRACE_USERS`. In `url.path` a user's id is named the same way, and a feed's cursor \
+is left out of `url.query`. SQL has its parameters left out, Redis its keys and values."""
 
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings,

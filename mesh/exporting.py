@@ -83,8 +83,8 @@ class Export(BatchSpanProcessor):
         flushing.start()
         flushing.join(_FLUSH_S)
         # Ends a sending that is still being repeated; else the processor would wait for it.
-        self._exporter.shutdown()  # type: ignore[no-untyped-call]
-        super().shutdown()
+        self._exporter.shutdown()
+        super().shutdown()  # type: ignore[no-untyped-call]
 
 
 class _Waiting:
