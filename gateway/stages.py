@@ -17,9 +17,6 @@ from mesh.errors import DeadlineExceeded
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# A call shall end by its own deadline, so that both its ends know why; this only backs that up.
-_GRACE_S = 0.05
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -70,7 +67,7 @@ class Stage(Generic[P, T]):
         budget_s = run.deadline_s * (self.share if self.stand_in is not None else 1.0)
         with self._span(run, budget_s) as span:
             try:
-                async with asyncio.timeout(deadlines.remaining(budget_s + _GRACE_S)):
+                async with asyncio.timeout(deadlines.with_grace(budget_s)):
                     with metrics.feed_stage(self.name), deadlines.within(budget_s):
                         result = await self.work(run, *args, **kwargs)
                 span.set_attribute("feed.stage.outcome", "ok")

@@ -19,8 +19,11 @@ async def best_effort(
     Then `backend` is named in `degraded`, counted, logged, and marked on the current span.
     """
     try:
-        async with asyncio.timeout(deadlines.remaining(timeout_s)):
-            return await call
+        # What is called gets the same deadline, so that it ends by that and both its ends know why;
+        # the timeout only backs that up.
+        with deadlines.within(timeout_s):
+            async with asyncio.timeout(deadlines.with_grace(timeout_s)):
+                return await call
     except Exception as error:
         # Any failure counts, also one nobody foresaw: this is where the page is kept alive.
         mark(backend, error, degraded)

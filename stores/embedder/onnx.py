@@ -16,7 +16,6 @@ from onnxruntime import InferenceSession, SessionOptions
 from safetensors.numpy import load_file
 from tokenizers import Encoding, Tokenizer
 
-from mesh import telemetry
 from mesh.packing import DIMENSIONS
 from stores.embedder import minilm_graph
 
@@ -42,19 +41,18 @@ class OnnxEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of shape (len(texts), 384); a text counts up to its 256th token."""
-        with telemetry.span("embed", attributes={"feed.texts": len(texts)}):
-            vectors = np.empty((len(texts), DIMENSIONS), np.float32)
-            if not texts:
-                return vectors
-            run = asyncio.get_running_loop().run_in_executor
-            encodings = await run(self._thread, self._model.tokenize, list(texts))
-            # Texts of like length together: a batch is as long as its longest.
-            order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
-            for start in range(0, len(order), BATCH):
-                chosen = order[start : start + BATCH]
-                batch = [encodings[i] for i in chosen]
-                vectors[chosen] = await run(self._thread, self._model.infer, batch)
+        vectors = np.empty((len(texts), DIMENSIONS), np.float32)
+        if not texts:
             return vectors
+        run = asyncio.get_running_loop().run_in_executor
+        encodings = await run(self._thread, self._model.tokenize, list(texts))
+        # Texts of like length together: a batch is as long as its longest.
+        order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            batch = [encodings[i] for i in chosen]
+            vectors[chosen] = await run(self._thread, self._model.infer, batch)
+        return vectors
 
 
 def find_weights() -> Path:
