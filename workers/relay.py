@@ -2,17 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from uuid import uuid4
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation as untraced
-from opentelemetry.trace import SpanKind
 
-from mesh import metrics, telemetry
+from mesh import metrics
 from mesh.errors import FeedError, Unavailable
-from stores.events.port import EventLog, OutgoingRecord
+from stores.events.port import EventLog
 from stores.leases.port import Leases
 from stores.outbox.port import Outbox, OutboxRow
 from workers.consumer import Pause, backoff_s, stop_if_cancelled
@@ -35,17 +32,15 @@ class Relay:
         outbox: Where events wait.
         events: Where they go.
         leases: Decides between relays.
-        system: The event log's name, for spans: the scheme of its URL.
         lease_s: Seconds for which the lease is taken; after a crash, what another relay waits.
     """
 
     def __init__(
-        self, outbox: Outbox, events: EventLog, leases: Leases, system: str, lease_s: float = 5.0
+        self, outbox: Outbox, events: EventLog, leases: Leases, lease_s: float = 5.0
     ) -> None:
         self._outbox = outbox
         self._events = events
         self._leases = leases
-        self._system = system
         self._lease_s = lease_s
         self._holder = uuid4().hex
         self._held_until = 0.0
@@ -109,30 +104,8 @@ class Relay:
 
     async def _publish(self, rows: list[OutboxRow]) -> None:
         """Raises `Unavailable` when the lease ends before the event log has answered."""
-        with ExitStack() as spans:
-            records = [spans.enter_context(self._sending(row.record)) for row in rows]
-            try:
-                async with asyncio.timeout_at(self._held_until):
-                    # One call for many traces: each one's own span covers it.
-                    with untraced():
-                        await self._events.publish(records)
-            except TimeoutError:
-                raise Unavailable("the event log did not answer while the lease was held") from None
-
-    @contextmanager
-    def _sending(self, record: OutgoingRecord) -> Iterator[OutgoingRecord]:
-        """The record within its PRODUCER span, whose context its consumers will continue."""
-        attributes = {
-            "messaging.system": self._system,
-            "messaging.destination.name": record.topic,
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.message.id": record.headers.get("event_id", ""),
-        }
-        with telemetry.span(
-            f"send {record.topic}",
-            kind=SpanKind.PRODUCER,
-            attributes=attributes,
-            context=telemetry.extract(record.headers),
-        ):
-            yield replace(record, headers={**record.headers, **telemetry.inject()})
+        try:
+            async with asyncio.timeout_at(self._held_until):
+                await self._events.publish([row.record for row in rows])
+        except TimeoutError:
+            raise Unavailable("the event log did not answer while the lease was held") from None

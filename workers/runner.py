@@ -45,7 +45,7 @@ async def run_workers(settings: Settings, stores: Connections, names: Sequence[s
 
 
 def _relay(settings: Settings, stores: Connections) -> list[_Job]:
-    relay = Relay(stores.outbox(), stores.events(), stores.leases(), _system(settings))
+    relay = Relay(stores.outbox(), stores.events(), stores.leases())
     return [relay.run()]
 
 

@@ -81,7 +81,10 @@ class EventLog(Protocol):
     """Raises `mesh.errors.Unavailable` when the log cannot be reached."""
 
     async def publish(self, records: Sequence[OutgoingRecord]) -> None:
-        """Appends the records in order; returns when the log has acknowledged every one."""
+        """Appends the records in order; returns when the log has acknowledged every one.
+
+        They are sent within PRODUCER spans (`stores.events.spans`), whose context they then carry.
+        """
         ...
 
     async def subscribe(self, group: str, topics: Sequence[Topic]) -> Subscription:

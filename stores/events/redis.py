@@ -12,18 +12,17 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled, suppress_instrumentation
-from opentelemetry.trace import SpanKind
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from mesh.errors import Unavailable
-from mesh.telemetry import link_to, span
 from stores.events.port import OutgoingRecord, Record, Subscription, Topic
+from stores.events.spans import sending
 from stores.redis_client import PIPELINE, redis_errors, run_script
 
 # How long a group waits for a member that was killed. Live ones renew their leases by themselves,
@@ -118,12 +117,8 @@ class RedisEventLog:
 
     async def publish(self, records: Sequence[OutgoingRecord]) -> None:
         """As the port says; after an error, some of the records may be in the log."""
-        batches: dict[str, list[OutgoingRecord]] = defaultdict(list)
-        for record in records:
-            batches[record.topic].append(record)
-        for topic, batch in batches.items():
-            with _sending(topic, batch):
-                await self._append(batch)
+        with sending("redis", records) as sent:
+            await self._append(sent)
 
     async def _append(self, records: Sequence[OutgoingRecord]) -> None:
         for start in range(0, len(records), PIPELINE):
@@ -341,25 +336,4 @@ def _record(topic: str, position: bytes, flat_fields: Sequence[bytes], redeliver
         position=position.decode(),
         headers=json.loads(fields[b"headers"]),
         redeliveries=redeliveries,
-    )
-
-
-def _sending(topic: str, batch: Sequence[OutgoingRecord]) -> AbstractContextManager[object]:
-    """The PRODUCER span of a batch, linked to the spans that its records come from.
-
-    None for a caller that suppresses instrumentation, and writes a span for each record itself.
-    """
-    if not is_instrumentation_enabled():
-        return nullcontext()
-    return span(
-        f"send {topic}",
-        kind=SpanKind.PRODUCER,
-        attributes={
-            "messaging.system": "redis",
-            "messaging.destination.name": topic,
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.batch.message_count": len(batch),
-        },
-        links=[link for record in batch for link in link_to(record.headers)],
     )

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from prometheus_client import REGISTRY
 
@@ -121,11 +123,11 @@ def test_an_endpoint_of_no_known_kind_is_refused_with_the_settings_name(endpoint
 @pytest.mark.parametrize(
     ("endpoint", "kind"),
     [
-        ("http://collector:4317", exporting.GrpcExporter),
-        ("grpc://collector:9999", exporting.GrpcExporter),
-        ("unix:/run/collector.sock", exporting.GrpcExporter),
-        ("http://collector:4318", exporting.HttpExporter),
-        ("https://collector/otlp/v1/traces", exporting.HttpExporter),
+        ("http://collector:4317", GrpcExporter),
+        ("grpc://collector:9999", GrpcExporter),
+        ("unix:/run/collector.sock", GrpcExporter),
+        ("http://collector:4318", HttpExporter),
+        ("https://collector/otlp/v1/traces", HttpExporter),
     ],
 )
 def test_the_scheme_and_the_registered_port_tell_the_protocol(endpoint: str, kind: type) -> None:

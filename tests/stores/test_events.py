@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.instrumentation.utils import suppress_instrumentation
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 from redis.asyncio import Redis
 
 from local.valkey import Valkey
@@ -22,6 +19,7 @@ from stores.events.port import EventLog, OutgoingRecord, Record, Subscription, T
 from stores.events.redis import RedisEventLog
 from stores.redis_client import open_redis
 from tests.eventually import eventually
+from tests.fixtures.spans import attribute
 from tests.fixtures.valkey import free_port
 
 POSTS, GRAPH = Topic.POSTS, Topic.GRAPH
@@ -392,50 +390,48 @@ async def test_a_reader_that_hangs_on_a_stopped_server_is_told_soon(tmp_path: Pa
         await valkey.stop()
 
 
-@pytest.fixture
-def finished_spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
-    return exporter
+def traceparent(trace_id: int, span_id: int) -> dict[str, str]:
+    return {"traceparent": f"00-{trace_id:032x}-{span_id:016x}-01", "baggage": "experiment=blue"}
 
 
-async def test_publishing_is_a_producer_span_a_topic_linked_to_where_records_come_from(
-    log: EventLog, finished_spans: InMemorySpanExporter
+async def test_what_one_span_announced_is_sent_in_one_span_below_it_and_carries_that(
+    log: EventLog, spans: InMemorySpanExporter
 ) -> None:
-    origin = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    await log.publish(
-        [
-            OutgoingRecord(POSTS, "1", b"1", {"traceparent": origin}),
-            record(2),
-            record(3, GRAPH),
-        ]
-    )
-    sent = {span.name: span for span in finished_spans.get_finished_spans()}
-    assert set(sent) == {"send feed.posts.v1", "send feed.graph.v1"}
-    posts: ReadableSpan = sent["send feed.posts.v1"]
-    assert posts.kind is trace.SpanKind.PRODUCER
-    assert posts.attributes == {
-        "messaging.system": "redis",
-        "messaging.destination.name": "feed.posts.v1",
-        "messaging.operation.name": "send",
-        "messaging.operation.type": "send",
-        "messaging.batch.message_count": 2,
+    posts = [OutgoingRecord(POSTS, "1", b"1", traceparent(7, n)) for n in (1, 1, 2)]
+    await log.publish([*posts, OutgoingRecord(GRAPH, "1", b"1", traceparent(7, 1))])
+
+    # Redis commands are no spans here: one call is of many traces.
+    sent = spans.get_finished_spans()
+    assert {span.kind for span in sent} == {SpanKind.PRODUCER}
+    told = {(s.name, s.parent.span_id): attribute(s, "messaging.batch.message_count")
+            for s in sent if s.parent}  # fmt: skip
+    assert told == {
+        ("send feed.posts.v1", 1): 2,
+        ("send feed.posts.v1", 2): None,
+        ("send feed.graph.v1", 1): None,
     }
-    assert [link.context.span_id for link in posts.links] == [0xB7AD6B7169203331]
+    for span in sent:
+        assert attribute(span, "messaging.system") == "redis"
+        assert attribute(span, "messaging.operation.type") == "send"
+    ids = {s.parent.span_id: s.context.span_id for s in sent if s.parent and "posts" in s.name}
 
     async with joined(log) as subscription:
         records = await subscription.read(10, 1)
-    assert records[0].headers == {"traceparent": origin}
+    carried = [record.headers["traceparent"].split("-")[1:3] for record in records]
+    assert carried == [[f"{7:032x}", f"{ids[n]:016x}"] for n in (1, 1, 2)]
+    assert {record.headers["baggage"] for record in records} == {"experiment=blue"}
 
 
-async def test_a_caller_that_writes_its_own_spans_gets_no_others(
-    log: EventLog, finished_spans: InMemorySpanExporter
+async def test_a_failed_sending_is_an_error_on_each_of_its_spans(
+    spans: InMemorySpanExporter,
 ) -> None:
-    with suppress_instrumentation():
-        await publish(log, 1)
-    assert not finished_spans.get_finished_spans()
+    log = RedisEventLog(open_redis(f"redis://127.0.0.1:{free_port()}"))
+    records = [OutgoingRecord(POSTS, "1", b"1", traceparent(n, n)) for n in (1, 2)]
+    with pytest.raises(Unavailable):
+        await log.publish(records)
+    sent = spans.get_finished_spans()
+    assert [s.status.status_code for s in sent] == [StatusCode.ERROR] * 2
+    assert [attribute(s, "error.type") for s in sent] == ["UNAVAILABLE"] * 2
 
 
 async def test_a_reader_keeps_up_with_concurrent_writers(log: EventLog) -> None:

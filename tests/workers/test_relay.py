@@ -65,9 +65,7 @@ async def relaying(
     backstage: Backstage, log: Any = None, outbox: Any = None, lease_s: float = 5.0
 ) -> AsyncIterator[Relay]:
     stores = backstage.stores
-    relay = Relay(
-        outbox or stores.outbox(), log or stores.events(), stores.leases(), "redis", lease_s
-    )
+    relay = Relay(outbox or stores.outbox(), log or stores.events(), stores.leases(), lease_s)
     task = asyncio.create_task(relay.run())
     try:
         yield relay
