@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from mesh.errors import Unavailable
 from mesh.telemetry import instrument_redis
+from stores.redis_connections import CancellablePool
 
 MAX_CONNECTIONS = 64
 CONNECT_TIMEOUT_S = 0.5
@@ -28,7 +29,7 @@ def open_redis(url: str) -> Redis:
     A failed connection is tried once more at once, because the server may have restarted since it
     was last used. A time-out is not: it would hide an outage for as long again.
     """
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+    pool = CancellablePool.from_url(
         url,
         max_connections=MAX_CONNECTIONS,
         timeout=POOL_TIMEOUT_S,
