@@ -6,7 +6,7 @@ BIN := .venv/bin
 AGAINST ?= main
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run test lint types buf breaking format bench docs requirements clean
+.PHONY: help setup gen stubs run test lint types buf breaking format bench bench-tracing bench-recall docs requirements clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ docs: setup ## Writes the generated pages of docs/ anew
 
 bench: setup ## Measures feeds on a running installation (make run), and the candidates' encoding
 	@$(BIN)/python -m bench.candidates_encoding && $(BIN)/python -m bench.feed
+
+bench-tracing: setup ## Measures what tracing costs a feed: off, at 1 % and at 100 %, in one run
+	@$(BIN)/python -m bench.tracing
 
 bench-recall: setup ## Measures recall@100 and latency of the embedded vector engine
 	@$(BIN)/python -m bench.recall --points 20000

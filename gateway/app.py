@@ -31,6 +31,7 @@ from gateway.identity import Identities
 from gateway.limits import RateLimits
 from gateway.tokens import Cursors, Tokens, load_secret
 from gateway.trace_users import TraceUsers, UrlRedaction
+from mesh.attempts import Attempts
 from mesh.channels import open_channel
 from mesh.ids import Snowflakes
 from mesh.settings import Settings
@@ -120,8 +121,9 @@ async def _backends(
 
 
 async def _services(opened: AsyncExitStack, settings: Settings) -> Services:
+    attempts = Attempts(hedge_after_s=settings.hedge_after_s)
     channels = {
-        name: await opened.enter_async_context(open_channel(address))
+        name: await opened.enter_async_context(open_channel(address, attempts))
         for name, address in (
             ("candidate_svc", settings.candidate_address),
             ("filter_svc", settings.filter_address),

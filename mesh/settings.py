@@ -74,6 +74,12 @@ class Settings(BaseSettings):
 
     # -- the feed -----------------------------------------------------------------------------
     feed_deadline_s: float = Field(2.0, description="Seconds GET /feed may take in all.")
+    hedge_after_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which the gateway asks a service that has not answered a second "
+        "time, beside the first; for several replicas. Unset for never.",
+    )
     feed_ttl_s: int = Field(600, description="Seconds a feed's cursor can be resumed.")
     social_limit: int = Field(100, description="Social candidates of one feed.")
     discovery_limit: int = Field(100, description="Discovery candidates of one feed.")

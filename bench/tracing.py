@@ -1,0 +1,124 @@
+"""What tracing costs a feed: off, at 1 % and at 100 %, side by side in one run.
+
+Starts three installations with the demo world, which take turns, so that whatever else the machine
+does meets all alike. Spans go over OTLP to a process that takes and forgets them. CPU is that of
+all processes which make a feed: gateway and services, Valkey, the vector engine.
+
+    make bench-tracing
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
+from tests.fixtures.installation import Installation
+from tests.fixtures.world import Person
+
+OFF, SOME, ALL = "off", "1 %", "100 %"
+_SERVING = ("mesh", "vectors", "valkey")
+
+
+@dataclass
+class Subject:
+    """An installation, and what its feeds took: milliseconds each, CPU milliseconds a feed."""
+
+    installation: Installation
+    reader: Person
+    took: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    async def round(self, feeds: int) -> None:
+        """Makes some feeds, one after another."""
+        before = self._cpu_s()
+        for _ in range(feeds):
+            started = time.perf_counter()
+            await self.installation.feed(self.reader)
+            self.took.append((time.perf_counter() - started) * 1000)
+        self.cpu.append((self._cpu_s() - before) * 1000 / feeds)
+
+    def _cpu_s(self) -> float:
+        pids = self.installation.pids()
+        times = [psutil.Process(pids[name]).cpu_times() for name in _SERVING]
+        return sum(each.user + each.system for each in times)
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.took)
+
+    @property
+    def cpu_a_feed(self) -> float:
+        return statistics.median(self.cpu)
+
+
+@asynccontextmanager
+async def _collector() -> AsyncIterator[str]:
+    sink = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.otlp_sink", stdout=asyncio.subprocess.PIPE
+    )
+    assert sink.stdout is not None
+    try:
+        yield f"grpc://127.0.0.1:{int(await sink.stdout.readline())}"
+    finally:
+        sink.terminate()
+        await sink.wait()
+
+
+@asynccontextmanager
+async def _subject(folder: Path, **env: str) -> AsyncIterator[Subject]:
+    installation = Installation(folder, FEED_DEMO="true", FEED_DEBUG_TRACES="0", **env)
+    await installation.start()
+    try:
+        login = await installation.client.post(
+            "/auth/token", data={"username": DEMO_USERNAME, "password": DEMO_PASSWORD}
+        )
+        headers = {"Authorization": f"Bearer {login.json()['access_token']}"}
+        yield Subject(installation, Person("", DEMO_USERNAME, headers))
+    finally:
+        await installation.stop()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--feeds", type=int, default=40, help="feeds a round")
+    options = parser.parse_args()
+    async with AsyncExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="feed-")))
+        endpoint = await running.enter_async_context(_collector())
+        env = {
+            OFF: {"OTEL_SDK_DISABLED": "true"},
+            SOME: {"FEED_OTLP_ENDPOINT": endpoint, "FEED_TRACE_RATIO": "0.01"},
+            ALL: {"FEED_OTLP_ENDPOINT": endpoint, "FEED_TRACE_RATIO": "1"},
+        }
+        subjects = {
+            name: await running.enter_async_context(_subject(folder / f"{n}", **more))
+            for n, (name, more) in enumerate(env.items())
+        }
+        for subject in subjects.values():
+            await subject.round(options.feeds)
+            subject.took.clear()
+            subject.cpu.clear()
+        for _ in range(options.rounds):
+            for subject in subjects.values():
+                await subject.round(options.feeds)
+        off = subjects[OFF]
+        print(f"{'traces sampled':16}{'p50 ms':>8}{'ratio':>7}{'CPU ms a feed':>15}{'ratio':>7}")
+        for name, subject in subjects.items():
+            print(
+                f"{name:16}{subject.p50:8.1f}{subject.p50 / off.p50:7.2f}"
+                f"{subject.cpu_a_feed:15.1f}{subject.cpu_a_feed / off.cpu_a_feed:7.2f}"
+            )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
