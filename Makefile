@@ -51,6 +51,9 @@ run: setup ## Starts everything on the embedded defaults and prints how to use i
 test: setup ## Runs the tests
 	@$(BIN)/python -m pytest
 
+check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
+	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
+
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
