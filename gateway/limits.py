@@ -10,9 +10,9 @@ from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
 
-from mesh import telemetry
 from mesh.degrade import best_effort
 from mesh.errors import ResourceExhausted
+from mesh.redis_spans import trace_commands
 from mesh.settings import Settings
 
 # Without an answer by then, requests pass: better too many than none.
@@ -34,7 +34,7 @@ class RateLimits:
             "async+redis://", implementation="redispy", key_prefix="limit", **shared
         )
         if isinstance(storage.bridge, RedispyBridge):
-            telemetry.instrument_redis(storage.bridge.storage)
+            trace_commands(storage.bridge.storage, ("limit",))
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._user = parse(settings.rate_limit_user)
         self._address = parse(settings.rate_limit_address)

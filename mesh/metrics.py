@@ -67,6 +67,12 @@ RPC_CLIENT = Histogram(
     ["rpc_method", "rpc_response_status_code"],
     buckets=_SECONDS,
 )
+DB_CLIENT = Histogram(
+    "db_client_operation_duration_seconds",
+    "Seconds of one operation or batch of a database, at the client.",
+    ["db_system_name", "db_operation_name", "error_type"],
+    buckets=_SECONDS,
+)
 
 
 def observe(histogram: Histogram, seconds: float) -> None:

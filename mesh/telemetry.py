@@ -17,13 +17,11 @@ from uuid import uuid4
 from opentelemetry import context as current
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, Sampler
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
-from redis.asyncio import Redis
 
 from mesh.errors import FeedError
 from mesh.exporting import Export
@@ -263,8 +261,3 @@ def is_recording() -> bool:
 def annotate(attributes: Mapping[str, AttributeValue]) -> None:
     """Adds attributes to the current span."""
     trace.get_current_span().set_attributes(dict(attributes))
-
-
-def instrument_redis(client: Redis) -> None:
-    """A CLIENT span for each command and each pipeline."""
-    RedisInstrumentor.instrument_client(client)

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from mesh.errors import Unavailable
-from mesh.telemetry import instrument_redis
+from mesh.redis_spans import LuaScript, trace_commands
 from stores.redis_connections import CancellablePool
 
 MAX_CONNECTIONS = 64
@@ -21,6 +21,21 @@ READ_TIMEOUT_S = 1.0
 POOL_TIMEOUT_S = 1.0
 # Commands in one pipeline; keeps the buffers of both sides small.
 PIPELINE = 500
+# What keys begin with, up to a colon, or are; as much as spans may tell of a key.
+KEY_FAMILIES = (
+    "authored",
+    "events",
+    "feature:affinity",
+    "feature:post",
+    "feature:user",
+    "feed",
+    "mailbox",
+    "popular",
+    "progress",
+    "seen",
+    "unproven",
+    "viewers",
+)
 
 
 def open_redis(url: str) -> Redis:
@@ -38,7 +53,7 @@ def open_redis(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )
     client = Redis.from_pool(pool)
-    instrument_redis(client)
+    trace_commands(client, KEY_FAMILIES)
     return client
 
 
@@ -51,7 +66,7 @@ def redis_errors() -> Iterator[None]:
         raise Unavailable(f"Redis cannot be used now ({type(error).__name__}).") from error
 
 
-async def run_script(client: Redis, script: str, keys: list[str], *args: str | int) -> Any:
+async def run_script(client: Redis, script: LuaScript, keys: list[str], *args: str | int) -> Any:
     """Runs a Lua script on keys of one hash slot.
 
     Scripts travel whole, not by their hash: they are short, and so they also work in pipelines, on

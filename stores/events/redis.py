@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from mesh.errors import Unavailable
+from mesh.redis_spans import LuaScript
 from stores.events.port import OutgoingRecord, Record, Subscription, Topic
 from stores.events.spans import sending
 from stores.redis_client import PIPELINE, redis_errors, run_script
@@ -43,7 +44,9 @@ _FROM_START = "0"
 # one consumer name, so whoever has just got the lease begins with all that others left uncommitted.
 # Returns nothing to a member without the lease, else: what to read next, the newest id of the
 # stream, the records, and how often each was delivered (nothing for new ones).
-_READ = """
+_READ = LuaScript(
+    "read events",
+    """
 local stream, group, cursor = KEYS[1], ARGV[1], ARGV[5]
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[2] then return false end
@@ -72,17 +75,23 @@ elseif cursor ~= '>' then
 end
 local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
 return {cursor, newest and newest[1] or '0-0', records, deliveries}
-"""
+""",
+)
 
 # KEYS: the lease. ARGV: member, lease in ms; 0 gives it back.
-_RENEW = """
+_RENEW = LuaScript(
+    "renew lease",
+    """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
+""",
+)
 
 # KEYS: the stream. ARGV: seconds to keep. Cuts the stream below the oldest record that some group
 # has not committed, or that is too young. Ids are "milliseconds-sequence".
-_TRIM = """
+_TRIM = LuaScript(
+    "trim events",
+    """
 local function before(a, b)
   local a_ms, a_seq = string.match(a, '(%d+)-(%d+)')
   local b_ms, b_seq = string.match(b, '(%d+)-(%d+)')
@@ -99,7 +108,8 @@ for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   if before(oldest, floor) then floor = oldest end
 end
 return redis.call('XTRIM', KEYS[1], 'MINID', floor)
-"""
+""",
+)
 
 
 class RedisEventLog:
@@ -278,8 +288,9 @@ class RedisSubscription:
                 reading.news = None
 
     async def _news(self, reading: _Reading) -> None:
-        # A failure shows at the next read, if it still is one by then.
-        with suppress(RedisError, OSError):
+        # A failure shows at the next read, if it still is one by then; and waiting is no work of
+        # whoever reads.
+        with suppress(RedisError, OSError), suppress_instrumentation():
             await self._client.xread({reading.stream: reading.newest}, count=1, block=BLOCK_MS)
 
     async def commit(self, records: Sequence[Record]) -> None:

@@ -11,6 +11,7 @@ from typing import cast
 from redis.asyncio import Redis
 
 from mesh.packing import Vector, pack, unpack
+from mesh.redis_spans import LuaScript
 from stores.features.port import PostFeatures, UserFeatures
 from stores.redis_client import PIPELINE, redis_errors
 
@@ -27,17 +28,22 @@ _USER_FIELDS = ["follower_count", "avg_engagement_rate", "interest_vector"]
 _ARGUMENTS = 1_000
 
 # KEYS: the post. ARGV: its like count, seconds to live.
-_PUT_LIKE_COUNT = """
+_PUT_LIKE_COUNT = LuaScript(
+    "put like count",
+    """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'like_count', ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
-"""
+""",
+)
 
 # KEYS: the post, its viewers. ARGV: seconds to live, then user ids. A HyperLogLog counts a reader
 # once however often they are added, so repeats are harmless. The count is kept beside the post's
 # other features, because reading it is much more frequent than changing it.
-_ADD_VIEWERS = """
+_ADD_VIEWERS = LuaScript(
+    "add viewers",
+    """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if redis.call('PFADD', KEYS[2], unpack(ARGV, 2)) == 1 then
   redis.call('HSET', KEYS[1], 'viewer_count', redis.call('PFCOUNT', KEYS[2]))
@@ -45,7 +51,8 @@ end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
-"""
+""",
+)
 
 
 class RedisFeatureStore:

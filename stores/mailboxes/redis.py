@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
+from mesh.redis_spans import LuaScript
 from stores.mailboxes.port import CAPACITY, IDLE_DAYS, Box, Progress
 from stores.redis_client import PIPELINE, redis_errors
 
@@ -26,13 +27,16 @@ _IDLE_S = IDLE_DAYS * 86_400
 _PROGRESS_S = 86_400
 
 # KEYS: the box. ARGV: the capacity, then score and member of each post.
-_PUSH = """
+_PUSH = LuaScript(
+    "push posts",
+    """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('ZADD', KEYS[1], unpack(ARGV, 2))
 local markers = redis.call('ZCOUNT', KEYS[1], '+inf', '+inf')
 redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -(ARGV[1] + markers + 1))
 return 1
-"""
+""",
+)
 
 
 class RedisMailboxStore:

@@ -7,9 +7,10 @@ file's write lock, and take that lock first: a transaction that is under way nev
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from sqlalchemy import URL, Insert, Table, event, insert, make_url
 from sqlalchemy.exc import (
     DataError,
@@ -23,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from mesh import deadlines
 from mesh.errors import InvalidArgument, Unavailable
-from mesh.sql_spans import trace_statements
+from mesh.sql_spans import SqlSpans
 
 T = TypeVar("T")
 
@@ -47,8 +48,8 @@ class Database:
         self._sqlite = is_sqlite(parsed)
         self._reader = _reader(parsed)
         self._writer = _writer(parsed)
-        for engine in (self._reader, self._writer):
-            trace_statements(engine.sync_engine)
+        self._reads = SqlSpans(self._reader.sync_engine)
+        self._writes = SqlSpans(self._writer.sync_engine)
 
     @asynccontextmanager
     async def read(self, timeout_s: float = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:
@@ -59,10 +60,9 @@ class Database:
         column can hold.
         """
         with _feed_errors():
-            async with (
-                asyncio.timeout(deadlines.remaining(timeout_s)),
-                self._reader.connect() as connection,
-            ):
+            async with asyncio.timeout(deadlines.remaining(timeout_s)), AsyncExitStack() as opened:
+                with self._reads.connecting("reader"):
+                    connection = await opened.enter_async_context(self._reader.connect())
                 yield connection
 
     @asynccontextmanager
@@ -73,13 +73,21 @@ class Database:
         `Unavailable` the outcome is unknown: the commit itself may have been cut off.
         """
         with _feed_errors():
-            async with (
-                asyncio.timeout(deadlines.remaining(timeout_s)),
-                self._writer.begin() as connection,
-            ):
+            async with asyncio.timeout(deadlines.remaining(timeout_s)), AsyncExitStack() as opened:
+                with self._writes.connecting("writer"):
+                    connection = await opened.enter_async_context(self._writer.connect())
                 if self._sqlite:
-                    await _take_write_lock(connection)
-                yield connection
+                    # However often the lock is asked for, waiting for it is one thing.
+                    with self._writes.transaction("BEGIN"), suppress_instrumentation():
+                        await _take_write_lock(connection)
+                try:
+                    yield connection
+                except BaseException:
+                    with self._writes.transaction("ROLLBACK"):
+                        await connection.rollback()
+                    raise
+                with self._writes.transaction("COMMIT"):
+                    await connection.commit()
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -122,9 +130,16 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
+# Both hide parameters: errors would repeat the values of statements, which are people's data.
+
+
 def _reader(url: URL) -> AsyncEngine:
     # Nothing is ever open on these connections, so giving one back needs no rollback.
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+    options: dict[str, Any] = {
+        "isolation_level": "AUTOCOMMIT",
+        "skip_autocommit_rollback": True,
+        "hide_parameters": True,
+    }
     if not is_sqlite(url):
         return create_async_engine(url, **options, **_server_options())
     engine = create_async_engine(url, **options, pool_size=4, max_overflow=0)
@@ -134,10 +149,14 @@ def _reader(url: URL) -> AsyncEngine:
 
 def _writer(url: URL) -> AsyncEngine:
     if not is_sqlite(url):
-        return create_async_engine(url, **_server_options())
+        return create_async_engine(url, hide_parameters=True, **_server_options())
     # sqlite3 would begin transactions by itself, and not as writers: None stops it.
     engine = create_async_engine(
-        url, pool_size=1, max_overflow=0, connect_args={"isolation_level": None}
+        url,
+        pool_size=1,
+        max_overflow=0,
+        hide_parameters=True,
+        connect_args={"isolation_level": None},
     )
     _on_connect(
         engine,
