@@ -157,20 +157,9 @@ async def test_nothing_follows_a_command_that_was_cancelled_half_sent(valkey_url
     ],
 )
 async def test_a_server_that_hangs_is_a_timeout(
-    command: Callable[[Redis], Awaitable[object]],
+    silent_redis_url: str, command: Callable[[Redis], Awaitable[object]]
 ) -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers what a client says first, its name and version, and nothing else."""
-        writer.write(b"+OK\r\n+OK\r\n")
-        await closed.wait()
-        writer.close()
-
-    closed = asyncio.Event()
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0, limit=1024)
-    port = server.sockets[0].getsockname()[1]
-    client = open_redis(f"redis://127.0.0.1:{port}?socket_timeout=0.2")
+    client = open_redis(silent_redis_url)
     with pytest.raises(RedisTimeout):
         await command(client)
     await client.aclose()
-    closed.set()
-    server.close()
