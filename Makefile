@@ -84,5 +84,8 @@ bench: setup ## Measures feeds on a running installation (make run), and the can
 bench-tracing: setup ## Measures what tracing costs a feed: off, at 1 % and at 100 %, in one run
 	@$(BIN)/python -m bench.tracing
 
+bench-spans: setup ## Measures what spans and metrics of store operations cost
+	@$(BIN)/python -m bench.store_spans
+
 bench-recall: setup ## Measures recall@100 and latency of the embedded vector engine
 	@$(BIN)/python -m bench.recall --points 20000

@@ -84,14 +84,18 @@ class Operation:
         """Ends it, successfully or by the error."""
         seconds = time.perf_counter() - self._started
         kind = "" if error is None else self._database.error_type(error)
-        if self._span is not None:
-            if error is not None:
-                self._span.set_attribute("error.type", kind)
-                self._span.set_status(StatusCode.ERROR)
-                if code := self._database.status_code(error):
-                    self._span.set_attribute("db.response.status_code", code)
-            self._span.end()
-        metrics.observe(_duration(self._database.system, self._name, kind), seconds)
+        duration = _duration(self._database.system, self._name, kind)
+        if self._span is None:
+            # No trace to lead to.
+            duration.observe(seconds)
+            return
+        metrics.observe(duration, seconds)
+        if error is not None:
+            self._span.set_attribute("error.type", kind)
+            self._span.set_status(StatusCode.ERROR)
+            if code := self._database.status_code(error):
+                self._span.set_attribute("db.response.status_code", code)
+        self._span.end()
 
     def __enter__(self) -> "Operation":
         return self

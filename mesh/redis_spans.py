@@ -97,7 +97,9 @@ class _Commands:
             where["server.address"] = connection.get("host", "localhost")
             where["server.port"] = connection.get("port", 6379)
         self._database = Database("redis", where, _status_code)
-        self._families = [(family, f"{family}:") for family in families]
+        # The longest first, as one may begin with another.
+        names = "|".join(map(re.escape, sorted(families, key=len, reverse=True)))
+        self._key = re.compile(f"(?:{names})(?=:|$)")
 
     def single(self, arguments: Arguments) -> Operation:
         return Operation(self._database, arguments[0], lambda: self._describe(arguments))
@@ -118,13 +120,16 @@ class _Commands:
         return f"{arguments[0]} {target}".rstrip(), attributes
 
     def _describe_batch(self, name: str, commands: Sequence[Arguments]) -> tuple[str, Attributes]:
-        targets = dict.fromkeys(map(self._target, commands))
-        texts = dict.fromkeys(map(self._text, commands))
-        attributes: dict[str, AttributeValue] = {
+        # Of commands that do the same to the same, the first speaks for all.
+        kinds: dict[tuple[str, str], Arguments] = {}
+        for arguments in commands:
+            kinds.setdefault((arguments[0], self._target(arguments)), arguments)
+        targets = {target for _, target in kinds}
+        summary = f"{name} {targets.pop()}".rstrip() if len(targets) == 1 else name
+        return summary, {
             "db.operation.batch.size": len(commands),
-            "db.query.text": "; ".join(texts)[:_TEXT_LIMIT],
+            "db.query.text": "; ".join(map(self._text, kinds.values()))[:_TEXT_LIMIT],
         }
-        return " ".join([name, *targets]) if len(targets) == 1 else name, attributes
 
     def _target(self, arguments: Arguments) -> str:
         """What a command is about: a script's name, or the family of its first known key."""
@@ -145,11 +150,8 @@ class _Commands:
         return "?" if not family else family if argument == family else f"{family}:?"
 
     def _family(self, argument: object) -> str:
-        if isinstance(argument, str):
-            for family, prefix in self._families:
-                if argument == family or argument.startswith(prefix):
-                    return family
-        return ""
+        found = self._key.match(argument) if isinstance(argument, str) else None
+        return found[0] if found else ""
 
 
 def _status_code(error: BaseException) -> str:
