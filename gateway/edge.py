@@ -24,12 +24,14 @@ class Gateway(FastAPI):
                 await super().__call__(scope, receive, send)
                 return
             answer = _Answer(scope, send)
-            try:
-                await super().__call__(scope, receive, answer.send)
-            except Exception:
-                # An unexpected error has been answered and logged; the server would log it again.
-                if not answer.complete:
-                    raise
+            with metrics.HTTP_SERVER_ACTIVE.labels(*answer.asked).track_inprogress():
+                try:
+                    await super().__call__(scope, receive, answer.send)
+                except Exception as error:
+                    # If it was answered it was logged, too; the server would log it again.
+                    if not answer.complete:
+                        answer.measure(type(error).__qualname__)
+                        raise
 
     def openapi(self) -> dict[str, Any]:
         """The description of the interface, with the form that all errors have."""
@@ -46,11 +48,14 @@ class _Answer:
     """One response on its way out; its `send` runs within the server span."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
+        method = scope["method"]
+        # The method and the scheme, as metrics name them.
+        self.asked = (method if method in _METHODS else "_OTHER", scope["scheme"])
+        self.complete = False
         self._scope = scope
         self._send = send
         self._started = time.perf_counter()
         self._status = 0
-        self.complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -62,13 +67,11 @@ class _Answer:
                 headers["traceresponse"] = context
         elif message["type"] == "http.response.body" and not message.get("more_body"):
             self.complete = True
-            self._measure()
+            self.measure(str(self._status) if self._status >= 500 else "")
         await self._send(message)
 
-    def _measure(self) -> None:
+    def measure(self, error_type: str) -> None:
+        """Observes how long the answer took; `error_type` is empty when the server did not fail."""
         route = getattr(self._scope.get("route"), "path_format", "")
-        method = self._scope["method"]
-        labels = metrics.HTTP_SERVER.labels(
-            method if method in _METHODS else "_OTHER", route, self._status
-        )
+        labels = metrics.HTTP_SERVER.labels(*self.asked, route, self._status or "", error_type)
         metrics.observe(labels, time.perf_counter() - self._started)

@@ -76,6 +76,9 @@ async def get_feed(
 ) -> FeedPage:
     """A page of your feed: a new feed without a cursor, else the next page of the same one."""
     run = Run(here, me, limit)
-    with metrics.feed_stage("total"), deadlines.within(run.deadline_s):
+    with metrics.feed_stage("total") as timing, deadlines.within(run.deadline_s):
         making = make_feed(run) if cursor is None else pages.resume(run, cursor)
-        return await while_connected(request, making)
+        page = await while_connected(request, making)
+        if page.degraded:
+            timing.outcome = "degraded"
+        return page

@@ -10,7 +10,7 @@ from feed.v1 import candidate_pb2, common_pb2, filter_pb2, hydrator_pb2, ranker_
 from gateway import wire
 from gateway.snapshots import KEPT, Snapshot
 from gateway.stages import Run
-from mesh import packing, telemetry
+from mesh import metrics, packing, telemetry
 from mesh.channels import call
 from mesh.degrade import best_effort
 from stores.features.port import UserFeatures
@@ -159,6 +159,7 @@ async def _candidates(
     answer = await call(run.here.services.candidate.GetCandidates, request, timeout=run.deadline_s)
     run.note(answer.degraded)
     telemetry.annotate(_by_source("feed.candidates.out", answer.candidates.sources))
+    metrics.came_from(_main_source(answer.candidates.sources))
     return answer.candidates
 
 
@@ -167,6 +168,11 @@ def _by_source(name: str, sources: Sequence[int]) -> dict[str, int]:
     if not telemetry.is_recording():
         return {}
     return {f"{name}.{wire.source_name(each)}": n for each, n in Counter(sources).items()}
+
+
+def _main_source(sources: Sequence[int]) -> str:
+    """Where most of the candidates came from; none when there are none."""
+    return wire.source_name(Counter(sources).most_common(1)[0][0]) if sources else "none"
 
 
 async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:

@@ -70,8 +70,9 @@ async def _ports_free(settings: Settings) -> None:
 @asynccontextmanager
 async def _children(settings: Settings) -> AsyncIterator[None]:
     grace_s = settings.shutdown_grace_s + 5
-    mesh = Child("mesh", ["local.serve"], grace_s)
-    workers = Child("workers", ["workers"], grace_s)
+    # The gateway serves the mesh's metrics.
+    mesh = Child("mesh", ["local.serve"], grace_s, metrics_port=0)
+    workers = Child("workers", ["workers"], grace_s, settings.metrics_port)
     try:
         await mesh.start()
         await workers.start()

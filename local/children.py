@@ -23,12 +23,16 @@ class Child:
         name: For log lines.
         command: The module and its arguments.
         grace_s: Seconds it may take to stop before it is killed.
+        metrics_port: Its FEED_METRICS_PORT; no two processes can share the launcher's.
     """
 
-    def __init__(self, name: str, command: Sequence[str], grace_s: float) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], grace_s: float, metrics_port: int
+    ) -> None:
         self._name = name
         self._command = command
         self._grace_s = grace_s
+        self._env = {"FEED_CHILD": "1", "FEED_METRICS_PORT": str(metrics_port)}
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -70,7 +74,7 @@ class Child:
             "-m",
             *self._command,
             stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, "FEED_CHILD": "1"},
+            env={**os.environ, **self._env},
             # Ctrl-C is the launcher's to handle; it then stops its children in order.
             start_new_session=True,
         )

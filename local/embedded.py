@@ -81,6 +81,7 @@ async def started(settings: Settings) -> AsyncIterator[None]:
                     str(settings.data_dir / "vectors"),
                 ],
                 settings.shutdown_grace_s,
+                settings.metrics_port and settings.metrics_port + 1,
             )
             await engine.start()
             running.push_async_callback(engine.stop)

@@ -34,7 +34,7 @@ def mark(backend: str, error: Exception, degraded: list[str]) -> None:
     """Notes that the request goes on without `backend`, because of `error`."""
     if backend not in degraded:
         degraded.append(backend)
-    metrics.FEED_DEGRADED.labels(backend).inc()
+    metrics.count(metrics.FEED_DEGRADED.labels(backend))
     reason = telemetry.error_type(error)
     _log.warning("going on without %s: %s: %s", backend, reason, error)
     telemetry.annotate({f"feed.without.{backend}": reason})

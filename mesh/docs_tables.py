@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from mesh import metrics_table
 from mesh.attributes import ATTRIBUTES, SPANS
 from mesh.settings import Settings
 
@@ -72,6 +73,7 @@ is left out of `url.query`. SQL has its parameters left out, Redis its keys and 
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings,
     DOCS / "telemetry.md": telemetry,
+    DOCS / "metrics.md": metrics_table.render,
 }
 
 

@@ -1,28 +1,52 @@
-"""Every metric, in one place. Served as OpenMetrics, with exemplars that lead to traces."""
+"""Every metric, in one place. Served as OpenMetrics, with exemplars that lead to traces.
 
+`docs/metrics.md` is generated from this module (`make docs`).
+"""
+
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from opentelemetry import trace
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import REGISTRY
 
+from mesh.errors import FeedError
+from mesh.ids import created_ms, now_ms
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# The boundaries that the HTTP and RPC conventions ask for, and two below for calls next door.
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+)  # fmt: skip
+# From a post or an event to its effect.
+_DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)
 
 FEED_LATENCY = Histogram(
     "feed_latency_seconds",
-    "Seconds of one stage of GET /feed; stage=total is the whole.",
-    ["stage", "outcome"],
+    "Seconds of one stage of GET /feed; stage `total` is the whole. `source` is where most of the"
+    " candidates of the stages `social` and `discovery` came from (social, discovery, popular,"
+    " exploration, none), and empty for the others. `outcome`: ok, degraded (the page went on"
+    " without something; `total` only), rejected (the client's fault), cancelled, error (of a stage"
+    " that something stands in for, too).",
+    ["stage", "source", "outcome"],
     buckets=_SECONDS,
 )
 FEED_CANDIDATES = Counter(
-    "feed_candidates", "Candidates retrieved, by the source that gave them.", ["source"]
+    "feed_candidates",
+    "Candidates retrieved, by the source that gave them: social, discovery, popular, exploration.",
+    ["source"],
 )
-FEED_VERDICTS = Counter("feed_verdicts", "Judgements of candidates.", ["verdict"])
-FEED_ITEMS = Counter("feed_items", "Posts served on first pages, by source.", ["source"])
+FEED_VERDICTS = Counter(
+    "feed_verdicts", "Judgements of candidates: kept, seen, duplicate, blocked ...", ["verdict"]
+)
+FEED_ITEMS = Counter(
+    "feed_items", "Posts served on first pages: social, discovery, popular.", ["source"]
+)
 FEED_DEGRADED = Counter(
     "feed_degraded", "Times that a request went on without a backend.", ["backend"]
 )
@@ -31,17 +55,29 @@ RETRIEVAL_RECALL = Histogram(
     "Share of the exact nearest posts that a sampled discovery search found.",
     buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0),
 )
+POST_VISIBLE = Histogram(
+    "post_visible_seconds",
+    "Seconds from a post's creation until it can be found. `path`: mailbox (it is in every"
+    " follower's mailbox), pulled (in its author's own list, for authors that are pulled at read),"
+    " vectors (in the vector index).",
+    ["path"],
+    buckets=_DELAYS,
+)
 EVENTS_HANDLED = Counter(
-    "events_handled", "Records that a consumer is done with.", ["topic", "group", "outcome"]
+    "events_handled",
+    "Records that a consumer is done with. `outcome`: ok, retried (and not done yet), dead.",
+    ["topic", "group", "outcome"],
 )
 EVENT_DELAY = Histogram(
     "event_delay_seconds",
     "Seconds from an event to the end of its handling.",
     ["topic", "group"],
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
+    buckets=_DELAYS,
 )
 EVENT_LAG = Gauge("event_lag", "Records that a consumer has not committed.", ["topic", "group"])
-OUTBOX_PENDING = Gauge("outbox_pending", "Rows of the outbox that the relay found waiting.")
+OUTBOX_PENDING = Gauge(
+    "outbox_pending", "Rows of the outbox that the relay found waiting, 100 at most."
+)
 FANOUT_MAILBOXES = Counter("fanout_mailboxes", "Mailboxes that posts were pushed to.")
 SPANS_EXPORTED = Counter(
     "trace_spans_exported",
@@ -51,9 +87,20 @@ SPANS_EXPORTED = Counter(
 )
 HTTP_SERVER = Histogram(
     "http_server_request_duration_seconds",
-    "Seconds of one HTTP request.",
-    ["http_request_method", "http_route", "http_response_status_code"],
+    "Seconds of one HTTP request. `error_type` is empty unless the server failed.",
+    [
+        "http_request_method",
+        "url_scheme",
+        "http_route",
+        "http_response_status_code",
+        "error_type",
+    ],
     buckets=_SECONDS,
+)
+HTTP_SERVER_ACTIVE = Gauge(
+    "http_server_active_requests",
+    "HTTP requests in flight.",
+    ["http_request_method", "url_scheme"],
 )
 RPC_SERVER = Histogram(
     "rpc_server_call_duration_seconds",
@@ -73,31 +120,80 @@ DB_CLIENT = Histogram(
     ["db_system_name", "db_operation_name", "error_type"],
     buckets=_SECONDS,
 )
+LOOP_LAG = Histogram(
+    "event_loop_lag_seconds",
+    "Seconds by which the event loop was late for a timer; what blocks it delays every request.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+INFO = Gauge("feedmesh_info", "1, with what runs here.", ["version", "service"])
 
 
-def observe(histogram: Histogram, seconds: float) -> None:
+@dataclass(slots=True)
+class StageTiming:
+    """Under what the time of a stage will be counted."""
+
+    source: str = ""
+    outcome: str = "ok"
+
+
+_timing: ContextVar[StageTiming | None] = ContextVar("feedmesh_stage_timing", default=None)
+
+
+def observe(histogram: Histogram, value: float) -> None:
     """Observes with the current trace as exemplar, when that trace is kept."""
-    current = trace.get_current_span().get_span_context()
-    exemplar = (
-        {"trace_id": trace.format_trace_id(current.trace_id)}
-        if current.trace_flags.sampled
-        else None
-    )
-    histogram.observe(seconds, exemplar)
+    histogram.observe(value, _exemplar())
+
+
+def count(counter: Counter, amount: float = 1) -> None:
+    """Counts with the current trace as exemplar, when that trace is kept."""
+    counter.inc(amount, _exemplar())
 
 
 @contextmanager
-def feed_stage(stage: str) -> Iterator[None]:
-    """Times one stage of GET /feed; an exception makes its outcome `error`."""
-    started, outcome = time.perf_counter(), "error"
+def feed_stage(stage: str) -> Iterator[StageTiming]:
+    """Times one stage of GET /feed; an exception decides its outcome."""
+    timing, started = StageTiming(), time.perf_counter()
+    token = _timing.set(timing)
     try:
-        yield
-        outcome = "ok"
+        yield timing
+    except BaseException as error:
+        timing.outcome = _outcome(error)
+        raise
     finally:
-        observe(FEED_LATENCY.labels(stage, outcome), time.perf_counter() - started)
+        _timing.reset(token)
+        labels = FEED_LATENCY.labels(stage, timing.source, timing.outcome)
+        observe(labels, time.perf_counter() - started)
+
+
+def came_from(source: str) -> None:
+    """Says which source the candidates of the current stage came from."""
+    if (timing := _timing.get()) is not None:
+        timing.source = source
+
+
+def post_visible(path: str, post_id: int) -> None:
+    """Observes how old the post is, now that it can be found on that path."""
+    observe(POST_VISIBLE.labels(path), max(now_ms() - created_ms(post_id), 0) / 1000)
 
 
 def exposition() -> bytes:
     """All metrics of this process in the OpenMetrics text format."""
     text: bytes = generate_latest(REGISTRY)  # type: ignore[no-untyped-call]
     return text
+
+
+def _exemplar() -> dict[str, str] | None:
+    current = trace.get_current_span().get_span_context()
+    if not current.trace_flags.sampled:
+        return None
+    return {"trace_id": trace.format_trace_id(current.trace_id)}
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(error, FeedError):
+        if error.reason == "CANCELLED":
+            return "cancelled"
+        return "rejected" if error.http_status < 500 else "error"
+    return "error"

@@ -1,32 +1,41 @@
 """How a process of ours begins and ends."""
 
 import asyncio
+import importlib.metadata
 import sys
+import time
 from collections.abc import Awaitable, Callable
 
 import prometheus_client
 import uvloop
 
-from mesh import logs, telemetry
+from mesh import logs, metrics, telemetry
 from mesh.settings import Settings
+
+_LAG_EVERY_S = 0.25
 
 
 def run(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None:
     """Runs `serve` to its end as the service `name`; exits with 1 when it cannot listen.
 
     Args:
-        name: The service, as its spans and log lines name it.
+        name: The service, as its spans, its metrics and its log lines name it.
         serve: Runs until `mesh.lifecycle.until_stopped` returns, then cleans up.
     """
     settings = Settings()
     logs.setup(settings)
     telemetry.setup(settings)
     telemetry.become_service(name)
+    metrics.INFO.labels(importlib.metadata.version("feedmesh"), name).set(1)
 
     async def main() -> None:
         if settings.metrics_port:
             prometheus_client.start_http_server(settings.metrics_port, settings.host)
-        await serve(settings)
+        watching = asyncio.create_task(measure_loop_lag(), name="measure loop lag")
+        try:
+            await serve(settings)
+        finally:
+            watching.cancel()
 
     try:
         uvloop.run(main())
@@ -36,3 +45,12 @@ def run(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None:
         pass
     finally:
         telemetry.shutdown()
+
+
+async def measure_loop_lag(every_s: float = _LAG_EVERY_S) -> None:
+    """Observes how late this loop is for a timer, until cancelled."""
+    while True:
+        due = time.perf_counter() + every_s
+        await asyncio.sleep(every_s)
+        # A loop counts in whole milliseconds, so a timer may also be a little early.
+        metrics.LOOP_LAG.observe(max(time.perf_counter() - due, 0.0))

@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     hydrator_port: int = Field(50054, description="hydrator_svc's port.")
     valkey_port: int = Field(6390, description="Port of the embedded Valkey.")
     metrics_port: int = Field(
-        0, description="Port of /metrics in a process without the gateway; 0 for none."
+        0,
+        description="Port of /metrics in a process without the gateway; 0 for none. Of `make run`:"
+        " the workers', and the vector engine's is the next.",
     )
     shutdown_grace_s: float = Field(10.0, description="Seconds that calls in flight may take.")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from feed.v1.events_pb2 import PostEvent
 
-from mesh import telemetry
+from mesh import metrics, telemetry
 from mesh.packing import Vector
 from stores.embedder.port import Embedder
 from stores.events.port import Topic
@@ -89,6 +89,7 @@ class Embedding:
                 embedding=embedding,
             )
             await self._vectors.upsert([vector])
+            metrics.post_visible("vectors", post.post_id)
         await self._features.put_post(
             post.post_id,
             author_id=post.author_id,

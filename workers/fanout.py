@@ -77,6 +77,7 @@ class Fanout:
         await self._mailboxes.push([Box("authored", author_id)], [post_id])
         if await self._is_pulled(author_id):
             telemetry.annotate({"feed.fanout.mode": "pull"})
+            metrics.post_visible("pulled", post_id)
             return
         task = f"fanout:{post_id}"
         done = await self._mailboxes.progress(task)
@@ -87,6 +88,7 @@ class Fanout:
             await self._mailboxes.save_progress(task, Progress(after=page[-1]))
         await self._mailboxes.save_progress(task, None)
         metrics.FANOUT_MAILBOXES.inc(reached)
+        metrics.post_visible("mailbox", post_id)
         telemetry.annotate({"feed.fanout.mode": "push", "feed.fanout.mailboxes": reached})
 
     async def _is_pulled(self, author_id: int) -> bool:

@@ -61,6 +61,8 @@ class Relay:
             stop_if_cancelled()
             try:
                 if not await self._holds_lease():
+                    # What this relay last saw is old news; the one with the lease tells.
+                    metrics.OUTBOX_PENDING.set(0)
                     await asyncio.sleep(self._lease_s / 3)
                     continue
                 moved = await self._move()

@@ -1,6 +1,7 @@
 """What `make run` starts, used as the README tells its three kinds of user to."""
 
 import asyncio
+import importlib.metadata
 import itertools
 import json
 import subprocess
@@ -17,7 +18,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
+from local.embedded import port_is_taken
+from tests.exposition import Exposition
 from tests.fixtures.installation import ROOT, Installation
+from tests.fixtures.valkey import free_port
 from tests.fixtures.world import Person
 
 SERVICES = {
@@ -38,10 +42,20 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
     """With the demo world."""
-    installation = Installation(tmp_path_factory.mktemp("demo") / "data", FEED_DEMO="true")
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    metrics_port = str(two_free_ports_in_a_row())
+    installation = Installation(folder, FEED_DEMO="true", FEED_METRICS_PORT=metrics_port)
     await installation.start()
     yield installation
     await installation.stop()
+
+
+def two_free_ports_in_a_row() -> int:
+    """The first of them."""
+    while True:
+        first = free_port()
+        if not port_is_taken("127.0.0.1", first + 1):
+            return first
 
 
 async def demo_reader(demo: Installation) -> Person:
@@ -75,6 +89,25 @@ async def test_two_hundred_feeds_at_concurrency_sixteen_give_no_error(demo: Inst
             assert len(page["items"]) == 20
 
     await asyncio.gather(*(scroll() for _ in range(16)))
+
+
+async def test_every_process_tells_what_it_is_and_how_it_does(demo: Installation) -> None:
+    first = int(demo.env["FEED_METRICS_PORT"])
+    urls = {
+        "gateway": f"{demo.url}/metrics",
+        "workers": f"http://127.0.0.1:{first}/metrics",
+        "vectors": f"http://127.0.0.1:{first + 1}/metrics",
+    }
+    for service, url in urls.items():
+        answer = await demo.client.get(url, headers={"Accept": "application/openmetrics-text"})
+        read = Exposition(answer.text)
+        version = importlib.metadata.version("feedmesh")
+        assert read.value("feedmesh_info", {"service": service, "version": version}) == 1
+        assert read.value("event_loop_lag_seconds_count") > 0
+        if sys.platform == "linux":
+            assert read.value("process_cpu_seconds_total") > 0
+            assert read.value("process_resident_memory_bytes") > 0
+            assert read.value("process_open_fds") > 0
 
 
 @pytest.mark.parametrize("service", SERVICES)
