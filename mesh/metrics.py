@@ -78,6 +78,9 @@ EVENT_LAG = Gauge("event_lag", "Records that a consumer has not committed.", ["t
 OUTBOX_PENDING = Gauge(
     "outbox_pending", "Rows of the outbox that the relay found waiting, 100 at most."
 )
+OUTBOX_PUBLISHED = Counter(
+    "outbox_published", "Rows of the outbox that the event log has acknowledged."
+)
 FANOUT_MAILBOXES = Counter("fanout_mailboxes", "Mailboxes that posts were pushed to.")
 SPANS_EXPORTED = Counter(
     "trace_spans_exported",
@@ -126,6 +129,10 @@ LOOP_LAG = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 INFO = Gauge("feedmesh_info", "1, with what runs here.", ["version", "service"])
+
+# Of a series that begins with its first observation, that one would be no increase.
+for _path in ("mailbox", "pulled", "vectors"):
+    POST_VISIBLE.labels(_path)
 
 
 @dataclass(slots=True)

@@ -138,6 +138,9 @@ class Consumer:
         self._events = events
         self._system = system
         self._pause = Pause(f"consumer {worker.group}")
+        for topic in worker.topics:
+            # Of a series that begins with the first dead record, that one is no increase.
+            metrics.EVENTS_HANDLED.labels(topic, worker.group, "dead")
 
     async def run(self) -> None:
         """Runs until cancelled; what was not committed by then comes again at the next start."""

@@ -100,6 +100,7 @@ class Relay:
         metrics.OUTBOX_PENDING.set(len(rows))
         if rows:
             await self._publish(rows)
+            metrics.OUTBOX_PUBLISHED.inc(len(rows))
             with untraced():
                 await self._outbox.published([row.row_id for row in rows])
         return len(rows)
