@@ -6,10 +6,10 @@ BIN := .venv/bin
 AGAINST ?= main
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run test lint types buf breaking format bench bench-tracing bench-recall docs requirements clean
+.PHONY: help setup gen stubs run test lint types buf breaking format bench bench-tracing bench-recall docs requirements clean observability-check
 
 help: ## Lists the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 .venv/.installed: requirements/all.txt requirements/model.txt pyproject.toml stubs/pyproject.toml
 	@echo "installing into .venv (once)"
@@ -89,3 +89,23 @@ bench-spans: setup ## Measures what spans and metrics of store operations cost
 
 bench-recall: setup ## Measures recall@100 and latency of the embedded vector engine
 	@$(BIN)/python -m bench.recall --points 20000
+
+STACK_CACHE := $(or $(FEED_STACK_CACHE),$(HOME)/.cache/feedmesh)
+GO_INSTALL = GOBIN=$(STACK_CACHE)/bin GOFLAGS=-buildvcs=false nice -n 10 go install
+PROMTOOL := $(STACK_CACHE)/bin/promtool
+COLLECTOR_PARTS := k8s/infra/otel-collector/builder.yaml
+COLLECTOR := $(STACK_CACHE)/bin/otelcol-$(firstword $(shell cksum < $(COLLECTOR_PARTS)))
+
+$(PROMTOOL):
+	@echo "building promtool (once)" && $(GO_INSTALL) github.com/prometheus/prometheus/cmd/promtool@v0.316.0
+
+$(COLLECTOR):
+	@echo "building an OpenTelemetry collector (once)"
+	@$(GO_INSTALL) go.opentelemetry.io/collector/cmd/builder@v0.161.0
+	@env dist.output_path=$(STACK_CACHE)/otelcol GOFLAGS=-buildvcs=false nice -n 10 $(STACK_CACHE)/bin/builder --config $(COLLECTOR_PARTS)
+	@cp $(STACK_CACHE)/otelcol/otelcol-feedmesh $@
+
+observability-check: setup $(PROMTOOL) $(COLLECTOR) ## Checks alerts and collector with promtool and a real collector; needs Go
+	@cd k8s/infra/prometheus && $(PROMTOOL) check rules rules.yaml && $(PROMTOOL) check config prometheus.yaml && $(PROMTOOL) test rules rules.test.yaml
+	@TRACES_ENDPOINT=localhost:4317 $(COLLECTOR) validate --config k8s/infra/otel-collector/collector.yaml
+	@FEED_COLLECTOR=$(COLLECTOR) $(BIN)/python -m pytest -s tests/observability

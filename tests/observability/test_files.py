@@ -13,7 +13,15 @@ import yaml
 
 from mesh import metrics
 from tests.exposition import Exposition
-from tests.observability.promql import PROCESS, TARGET, Metric, WrongQuery, exported, labels_of
+from tests.observability.promql import (
+    AWAITED,
+    PROCESS,
+    TARGET,
+    Metric,
+    WrongQuery,
+    exported,
+    labels_of,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 INFRA = ROOT / "k8s" / "infra"
@@ -33,7 +41,7 @@ COLLECTOR: dict[str, Any] = yaml.safe_load(
 @pytest.fixture(scope="module")
 def known() -> dict[str, Metric]:
     """Everything that can be queried: what is exported, and what rules record of it."""
-    found = exported()
+    found = AWAITED | exported()
     for rule in RULES:
         if "record" in rule:
             found[rule["record"]] = Metric(labels_of(rule["expr"], found))
@@ -100,6 +108,10 @@ def test_what_can_be_queried_is_what_a_process_exports() -> None:
             assert {label for label, _ in labels} | TARGET == known[name].labels
     if sys.platform == "linux":
         assert {name for name, _ in values} >= PROCESS
+
+
+def test_what_is_measured_is_not_awaited_any_more() -> None:
+    assert AWAITED.keys() & exported().keys() == set(), "take it out of AWAITED"
 
 
 # -- the rules ----------------------------------------------------------------------------------
