@@ -13,4 +13,4 @@ async def serve(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run("gateway", serve)
+    run("gateway", serve, hosts_traces=True)

@@ -13,6 +13,7 @@ from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 
 from gateway import (
     auth,
+    debug,
     explain,
     feed,
     impressions,
@@ -31,6 +32,7 @@ from gateway.identity import Identities
 from gateway.limits import RateLimits
 from gateway.tokens import Cursors, Tokens, load_secret
 from gateway.trace_users import TraceUsers, UrlRedaction
+from mesh import trace_buffer
 from mesh.attempts import Attempts
 from mesh.channels import open_channel
 from mesh.ids import Snowflakes
@@ -63,8 +65,12 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _backends(settings, stores, secret, trace_users) as backends:
-            app.state.backends = backends
+        async with AsyncExitStack() as opened:
+            if settings.debug_traces:
+                app.state.traces = await opened.enter_async_context(trace_buffer.hosted(settings))
+            app.state.backends = await opened.enter_async_context(
+                _backends(settings, stores, secret, trace_users)
+            )
             yield
 
     app = Gateway(
@@ -78,7 +84,7 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
             "metrics": False,
             "logs": False,
             "operation_spans": False,
-            "exclude": lambda scope: scope.get("path") in ops.PATHS,
+            "exclude": lambda scope: ops.is_untraced(scope.get("path", "")),
         },
     )
     app.add_middleware(BodyLimit)
@@ -88,6 +94,8 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
         app.include_router(part.router)
     if settings.media_url.startswith("file://"):
         app.include_router(media.router)
+    if settings.debug_traces:
+        app.include_router(debug.router)
     return app
 
 

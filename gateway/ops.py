@@ -17,7 +17,7 @@ from mesh.channels import call
 from mesh.errors import FeedError, Unavailable
 
 router = APIRouter(tags=["operations"])
-PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _TIMEOUT_S = 1.0
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ async def readyz(here: Here, response: Response) -> Readiness:
 async def exposition() -> Response:
     """The metrics of this process."""
     return Response(metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def is_untraced(path: str) -> bool:
+    """Whether the path is only about how feedmesh is doing, also where it does not exist."""
+    return path in _PATHS or path.startswith("/debug/")
 
 
 def health_check(

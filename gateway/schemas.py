@@ -267,6 +267,20 @@ class Readiness(BaseModel):
     )
 
 
+class TraceSummary(BaseModel):
+    trace_id: str = Field(examples=["57e391c826798bca987589913106553a"])
+    name: str = Field(description="Of its first span.", examples=["GET /feed"])
+    started_at: datetime
+    duration_ms: float = Field(description="From its first start to its last end so far.")
+    spans: int
+    errors: int = Field(description="Spans with the status ERROR.")
+    services: list[str] = Field(examples=[["gateway", "candidate_svc"]])
+
+
+class Traces(BaseModel):
+    items: list[TraceSummary]
+
+
 def utc(milliseconds: int) -> datetime:
     """A time from milliseconds since the epoch."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)

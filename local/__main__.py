@@ -19,7 +19,7 @@ from rich.progress import Progress
 from local.children import Child
 from local.demo.load import load
 from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
-from local.embedded import only_one, port_is_taken, started
+from local.embedded import child_env, only_one, port_is_taken, started
 from mesh import logs, telemetry
 from mesh.errors import FeedError
 from mesh.lifecycle import until_stopped
@@ -27,6 +27,7 @@ from mesh.settings import Settings
 from stores.connect import Connections
 
 READY_WITHIN_S = 60.0
+DEBUG_TRACES = 500
 
 
 async def launch(settings: Settings, console: Console) -> None:
@@ -48,21 +49,16 @@ async def launch(settings: Settings, console: Console) -> None:
 
 async def _ports_free(settings: Settings) -> None:
     """Waits a little: children of a killed launcher take a moment to notice. Then raises."""
-    wanted = {
-        name.upper(): getattr(settings, name)
-        for name in (
-            "gateway_port",
-            "candidate_port",
-            "filter_port",
-            "ranker_port",
-            "hydrator_port",
-        )
-    }
+    of_mesh = [f"{name}_port" for name in ("gateway", "candidate", "filter", "ranker", "hydrator")]
+    wanted = {name: getattr(settings, name) for name in (*of_mesh, "metrics_port")}
     deadline = time.monotonic() + settings.shutdown_grace_s
-    while taken := [n for n, port in wanted.items() if port_is_taken(settings.host, port)]:
-        # The lock was free, so what holds the gateway's port is most likely not ours.
-        if time.monotonic() > deadline or len(taken) < len(wanted):
-            what = ", ".join(f"{wanted[name]} (FEED_{name})" for name in taken)
+    while taken := [
+        name for name, port in wanted.items() if port and port_is_taken(settings.host, port)
+    ]:
+        # The lock was free, so what holds some of the mesh's ports is most likely not ours.
+        not_ours = 0 < len(set(taken) & set(of_mesh)) < len(of_mesh)
+        if time.monotonic() > deadline or not_ours:
+            what = ", ".join(f"{wanted[name]} (FEED_{name.upper()})" for name in taken)
             raise OSError(f"port taken: {what}; stop what listens there, or set another")
         await asyncio.sleep(0.1)
 
@@ -70,9 +66,9 @@ async def _ports_free(settings: Settings) -> None:
 @asynccontextmanager
 async def _children(settings: Settings) -> AsyncIterator[None]:
     grace_s = settings.shutdown_grace_s + 5
-    # The gateway serves the mesh's metrics.
-    mesh = Child("mesh", ["local.serve"], grace_s, metrics_port=0)
-    workers = Child("workers", ["workers"], grace_s, settings.metrics_port)
+    # The mesh's metrics are the gateway's to tell.
+    mesh = Child("mesh", ["local.serve"], grace_s, child_env(settings, metrics_port=0))
+    workers = Child("workers", ["workers"], grace_s, child_env(settings, settings.metrics_port))
     try:
         await mesh.start()
         await workers.start()
@@ -108,14 +104,30 @@ demo login: [bold]{DEMO_USERNAME}[/bold] / [bold]{DEMO_PASSWORD}[/bold]
     | python3 -c 'import json, sys; print(json.load(sys.stdin)\\["access_token"])')
   curl -s {base}/feed?limit=3 -H "Authorization: Bearer $TOKEN" | python3 -m json.tool
   grpcurl -plaintext {settings.host}:{settings.candidate_port} list
-
+{_telemetry(settings, base)}
 Ctrl-C stops everything; the data stays in {settings.data_dir}/
 """
+
+
+def _telemetry(settings: Settings, base: str) -> str:
+    """How to look inside, a line each."""
+    lines = [f"metrics: {base}/metrics"]
+    if settings.metrics_port:
+        workers = f"http://{settings.host}:{settings.metrics_port}/metrics"
+        lines[0] += f", of the workers: {workers}"
+    if settings.debug_traces:
+        lines.append(
+            "traces:  [bold].venv/bin/feedmesh trace[/bold] lists the last ones, "
+            "[bold].venv/bin/feedmesh trace TRACE_ID[/bold] draws one"
+        )
+    return "\n" + "\n".join(lines)
 
 
 def main() -> None:
     """Runs the launcher; a start that cannot be says why on one line and exits with 1."""
     settings, console = Settings(), Console(highlight=False, soft_wrap=True)
+    if "debug_traces" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"debug_traces": DEBUG_TRACES})
     logs.setup(settings)
     telemetry.become_service("launcher")
     try:

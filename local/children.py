@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _log = logging.getLogger(__name__)
 _RESTART_AFTER_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -23,16 +23,16 @@ class Child:
         name: For log lines.
         command: The module and its arguments.
         grace_s: Seconds it may take to stop before it is killed.
-        metrics_port: Its FEED_METRICS_PORT; no two processes can share the launcher's.
+        env: What it gets beside the launcher's own environment.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], grace_s: float, metrics_port: int
+        self, name: str, command: Sequence[str], grace_s: float, env: Mapping[str, str]
     ) -> None:
         self._name = name
         self._command = command
         self._grace_s = grace_s
-        self._env = {"FEED_CHILD": "1", "FEED_METRICS_PORT": str(metrics_port)}
+        self._env = env
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -74,7 +74,7 @@ class Child:
             "-m",
             *self._command,
             stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, **self._env},
+            env={**os.environ, **self._env, "FEED_CHILD": "1"},
             # Ctrl-C is the launcher's to handle; it then stops its children in order.
             start_new_session=True,
         )

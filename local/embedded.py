@@ -81,7 +81,7 @@ async def started(settings: Settings) -> AsyncIterator[None]:
                     str(settings.data_dir / "vectors"),
                 ],
                 settings.shutdown_grace_s,
-                settings.metrics_port and settings.metrics_port + 1,
+                child_env(settings, settings.metrics_port and settings.metrics_port + 1),
             )
             await engine.start()
             running.push_async_callback(engine.stop)
@@ -90,6 +90,19 @@ async def started(settings: Settings) -> AsyncIterator[None]:
                     await asyncio.sleep(0.05)
         await migrate(settings.url(settings.sql_url))
         yield
+
+
+def child_env(settings: Settings, metrics_port: int) -> dict[str, str]:
+    """What a child's environment says otherwise than the launcher's own.
+
+    Args:
+        settings: The launcher's, which may differ from what is in its environment.
+        metrics_port: One port cannot be that of several processes; 0 for none.
+    """
+    return {
+        "FEED_DEBUG_TRACES": str(settings.debug_traces),
+        "FEED_METRICS_PORT": str(metrics_port),
+    }
 
 
 def port_is_taken(host: str, port: int) -> bool:

@@ -74,6 +74,14 @@ def read(resource_spans: Iterable[ResourceSpans]) -> list[Span]:
     ]
 
 
+def tops(spans: Sequence[Span]) -> list[Span]:
+    """Those whose parent is not among them, the earliest first: the root, if it is there."""
+    known = {span.span_id for span in spans}
+    return sorted(
+        (span for span in spans if span.parent_id not in known), key=lambda span: span.start_ns
+    )
+
+
 def to_json(resource_spans: Iterable[ResourceSpans]) -> dict[str, Any]:
     """The spans as OTLP JSON: protobuf's, but ids are hex and enums are numbers."""
     written = json_format.MessageToDict(

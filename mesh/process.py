@@ -9,22 +9,26 @@ from collections.abc import Awaitable, Callable
 import prometheus_client
 import uvloop
 
-from mesh import logs, metrics, telemetry
+from mesh import logs, metrics, telemetry, trace_buffer
 from mesh.settings import Settings
 
 _LAG_EVERY_S = 0.25
 
 
-def run(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None:
+def run(
+    name: str, serve: Callable[[Settings], Awaitable[None]], *, hosts_traces: bool = False
+) -> None:
     """Runs `serve` to its end as the service `name`; exits with 1 when it cannot listen.
 
     Args:
         name: The service, as its spans, its metrics and its log lines name it.
         serve: Runs until `mesh.lifecycle.until_stopped` returns, then cleans up.
+        hosts_traces: Whether it has the gateway, which keeps FEED_DEBUG_TRACES traces of all.
     """
     settings = Settings()
     logs.setup(settings)
-    telemetry.setup(settings)
+    sends_traces = settings.debug_traces and not hosts_traces
+    telemetry.setup(settings, *([trace_buffer.Sender(settings)] if sends_traces else []))
     telemetry.become_service(name)
     metrics.INFO.labels(importlib.metadata.version("feedmesh"), name).set(1)
 

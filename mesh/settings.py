@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     trace_users: Literal["hashed", "plain", "none"] = Field(
         "hashed", description="How a trace names the user whose request it is."
     )
+    debug_traces: int = Field(
+        0,
+        ge=0,
+        description="Traces that GET /debug/traces keeps in memory; 0 for none. `make run` sets"
+        " 500.",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of log lines; auto is console on a terminal, else json."
     )
