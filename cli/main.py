@@ -18,6 +18,7 @@ from cli.format import KINDS
 from cli.importing import KNOWN, LOADED, SKIPPED, Importer, StrictStop
 from cli.resolving import BadLine
 from cli.sources import from_file
+from cli.trace import trace
 from local.demo.load import load
 from local.embedded import backends
 from mesh.errors import FeedError
@@ -26,11 +27,14 @@ from stores.connect import Connections
 
 T = TypeVar("T")
 app = typer.Typer(
-    help="Loads data into feedmesh, and out of it. FEED_* variables say where it is.",
+    help="Loads data into feedmesh, and out of it; shows traces. FEED_* variables say where it is.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+app.command()(trace)
 
 
 @app.callback()

@@ -82,6 +82,23 @@ def tops(spans: Sequence[Span]) -> list[Span]:
     )
 
 
+def only(resource_spans: Iterable[ResourceSpans], trace_id: str) -> list[ResourceSpans]:
+    """The spans of one trace, below the resources and scopes that they have there."""
+    wanted = bytes.fromhex(trace_id)
+    kept = []
+    for each in resource_spans:
+        copied = ResourceSpans(resource=each.resource, schema_url=each.schema_url)
+        for scope_spans in each.scope_spans:
+            spans = [span for span in scope_spans.spans if span.trace_id == wanted]
+            if spans:
+                copied.scope_spans.add(
+                    scope=scope_spans.scope, schema_url=scope_spans.schema_url, spans=spans
+                )
+        if copied.scope_spans:
+            kept.append(copied)
+    return kept
+
+
 def to_json(resource_spans: Iterable[ResourceSpans]) -> dict[str, Any]:
     """The spans as OTLP JSON: protobuf's, but ids are hex and enums are numbers."""
     written = json_format.MessageToDict(

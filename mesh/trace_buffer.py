@@ -34,7 +34,9 @@ from mesh.channels import MAX_MESSAGE_BYTES
 from mesh.exporting import Export
 from mesh.settings import Settings
 
+# A span takes some 3 kB.
 MAX_SPANS = 2_000
+MEAN_SPANS = 100
 _SEND_EVERY_MS = 200
 
 # A span of another process keeps what it was sent with: its resource and its scope.
@@ -44,7 +46,8 @@ _Sent = tuple[ResourceSpans, ScopeSpans, SentSpan]
 class TraceBuffer(SpanProcessor):
     """The newest traces; over a limit, the oldest trace goes, and the oldest span of a trace.
 
-    Parents end after their children, so a trace that is too long keeps its upper part.
+    Parents end after their children, so a trace that is too long keeps its upper part. Traces of
+    more than 100 spans on average are kept in lesser number.
 
     Args:
         traces: How many are kept.
@@ -54,6 +57,7 @@ class TraceBuffer(SpanProcessor):
     def __init__(self, traces: int, spans: int = MAX_SPANS) -> None:
         self._limit = traces
         self._spans = spans
+        self._count = 0
         self._traces: OrderedDict[int, deque[ReadableSpan | _Sent]] = OrderedDict()
         # Spans may end in any thread.
         self._lock = threading.Lock()
@@ -95,9 +99,13 @@ class TraceBuffer(SpanProcessor):
             spans = self._traces.get(trace_id)
             if spans is None:
                 spans = self._traces[trace_id] = deque(maxlen=self._spans)
-                if len(self._traces) > self._limit:
-                    self._traces.popitem(last=False)
+            self._count += len(spans) < self._spans
             spans.append(span)
+            while len(self._traces) > 1 and (
+                len(self._traces) > self._limit or self._count > self._limit * MEAN_SPANS
+            ):
+                _, oldest = self._traces.popitem(last=False)
+                self._count -= len(oldest)
 
 
 def _regrouped(sent: Sequence[_Sent]) -> list[ResourceSpans]:

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Protocol, Self
 from uuid import uuid4
 
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
 from mesh.errors import FeedError, Unavailable
 from mesh.ids import WORKERS, Snowflakes, now_ms
 
@@ -123,7 +125,9 @@ class WorkerIdLease:
     async def _acquire(self, worker_id: int) -> int | None:
         """The time from which the worker id may be used, or None when it may not."""
         before_ms = self._clock_ms()
-        held = await self._leases.acquire(f"snowflake:{worker_id}", self._holder, self._ttl_s)
+        # Nobody's request: a trace of its own, every 20 seconds, would bury those that are.
+        with suppress_instrumentation():
+            held = await self._leases.acquire(f"snowflake:{worker_id}", self._holder, self._ttl_s)
         after_ms = self._clock_ms()
         # The lease was given at some time between the two; it ends no earlier than the first says,
         # and it was free no later than the second says. Not so when the clock stepped meanwhile.
