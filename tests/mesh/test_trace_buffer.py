@@ -4,6 +4,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
 from opentelemetry.trace import SpanContext
 
 from mesh import otlp
@@ -196,7 +196,7 @@ async def test_a_gateway_that_comes_again_receives_again(
     for _ in range(2):
         async with hosted(settings) as buffer:
             trace_id = there.trace()
-            await eventually(lambda b=buffer, t=trace_id: spans_of(b, t))  # type: ignore[misc]
+            await eventually(partial(spans_of, buffer, trace_id))
         there.trace()
     assert not socket_path(settings).exists()
 
