@@ -44,7 +44,9 @@ def trace(
             "--file", exists=True, dir_okay=False, help="OTLP JSON, instead of a gateway."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print OTLP JSON, not a tree.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print OTLP JSON, a line a trace.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 when a span breaks a rule.")
     ] = False,
@@ -74,12 +76,12 @@ def trace(
             _print_list(out, _get(base, "/debug/traces")["items"])
             return
         broken = []
-        for document in documents:
+        for number, document in enumerate(documents):
             spans = otlp.read(otlp.from_json(document))
             if as_json:
-                print(json.dumps(document, indent=2))
+                print(json.dumps(document))
             else:
-                for line in draw(spans, out.width):
+                for line in [*([Text()] if number else []), *draw(spans, out.width)]:
                     out.print(line)
             broken += violations(spans, frozenset(outside or ())) if check else []
     except _Stop as stop:

@@ -39,7 +39,7 @@ def draw(spans: Sequence[Span], width: int) -> list[Text]:
     """
     rows = list(tree(spans))
     columns = _Columns(rows, width)
-    lines = _head(rows, spans)
+    lines = _head(spans, width)
     for row in rows:
         lines += columns.lines(row)
     for line in lines:
@@ -48,25 +48,29 @@ def draw(spans: Sequence[Span], width: int) -> list[Text]:
 
 
 def tree(spans: Sequence[Span]) -> Iterator[Row]:
-    """The spans depth first, siblings in order of start. What has no parent here is at the top."""
+    """Each span once, depth first, siblings in order of start; at the top what has no parent here.
+
+    Of spans whose ids lead in a circle, the first is taken for a top.
+    """
+    ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     children: dict[str, list[Span]] = defaultdict(list)
-    for span in sorted(spans, key=lambda span: (span.start_ns, -span.end_ns)):
+    for span in ordered:
         children[span.parent_id].append(span)
-    # Popped once shown, so that even ids that lead in a circle come to an end.
-    todo = [(top, "", "") for top in reversed(otlp.tops(spans))]
-    while todo:
-        span, guide, beside = todo.pop()
-        below = children.pop(span.span_id, [])
-        yield Row(span, guide, beside + ("│ " if below else "  "))
-        last = below[-1] if below else None
-        todo += [
-            (
-                each,
-                beside + ("└ " if each is last else "├ "),
-                beside + ("  " if each is last else "│ "),
-            )
-            for each in reversed(below)
-        ]
+    shown: set[int] = set()
+    for top in (*otlp.tops(ordered), *ordered):
+        todo = [(top, "", "")]
+        while todo:
+            span, guide, beside = todo.pop()
+            if id(span) in shown:
+                continue
+            shown.add(id(span))
+            below = children[span.span_id] if span.span_id else []
+            yield Row(span, guide, beside + ("│ " if below else "  "))
+            for each in reversed(below):
+                last = each is below[-1]
+                todo.append(
+                    (each, beside + ("└ " if last else "├ "), beside + ("  " if last else "│ "))
+                )
 
 
 def milliseconds(nanoseconds: float) -> str:
@@ -169,19 +173,18 @@ class _Columns:
         return (" " * start + "━" * (end - start)).ljust(self._bar)[: self._bar]
 
 
-def _head(rows: Sequence[Row], spans: Sequence[Span]) -> list[Text]:
+def _head(spans: Sequence[Span], width: int) -> list[Text]:
     start_ns = min(span.start_ns for span in spans)
     began = datetime.fromtimestamp(start_ns / 1e9, UTC)
     errors = sum(span.status == "ERROR" for span in spans)
     facts = [
-        milliseconds(max(span.end_ns for span in spans) - start_ns),
-        f"{len(spans)} spans",
-        f"{began:%Y-%m-%d %H:%M:%S}.{began.microsecond // 1000:03d} UTC",
+        (f"trace {spans[0].trace_id}", "bold"),
+        (milliseconds(max(span.end_ns for span in spans) - start_ns), ""),
+        (f"{len(spans)} spans", ""),
+        (f"{began:%Y-%m-%d %H:%M:%S}.{began.microsecond // 1000:03d} UTC", ""),
+        *([(f"{errors} with errors", "red")] if errors else []),
     ]
-    line = Text.assemble(("trace ", "dim"), (spans[0].trace_id, "bold"), _GAP, _GAP.join(facts))
-    if errors:
-        line.append(f"{_GAP}{errors} with errors", "red")
-    return [line]
+    return _flow(facts, width)
 
 
 def _flow(pieces: Iterable[tuple[str, str]], width: int) -> list[Text]:
