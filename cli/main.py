@@ -1,10 +1,13 @@
-"""`feedmesh`: the command line tool. It works beside a running system, and without one."""
+"""`feedmesh`: the command line tool. It works beside a running system, and without one.
+
+A command's parts are imported when it runs: all of them together take seconds.
+"""
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 import uvloop
@@ -13,17 +16,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
-from cli.exporting import export
-from cli.format import KINDS
-from cli.importing import KNOWN, LOADED, SKIPPED, Importer, StrictStop
-from cli.resolving import BadLine
-from cli.sources import from_file
 from cli.trace import trace
-from local.demo.load import load
-from local.embedded import backends
 from mesh.errors import FeedError
 from mesh.settings import Settings
-from stores.connect import Connections
+
+if TYPE_CHECKING:
+    from cli.resolving import BadLine
+    from stores.connect import Connections
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -57,13 +56,20 @@ def import_files(
     When it is interrupted, the same command goes on where it stopped. Exits with 1 when nothing
     could be loaded.
     """
+    from cli.format import KINDS
+    from cli.importing import KNOWN, LOADED, Importer, StrictStop
+    from cli.sources import from_file
 
-    async def work(stores: Connections, settings: Settings, progress: Progress) -> Counter[str]:
+    async def work(stores: "Connections", settings: Settings, progress: Progress) -> Counter[str]:
         sources = [await asyncio.to_thread(from_file, file) for file in files]
         importer = Importer(stores, settings, progress, _report_bad, strict=strict)
         return await importer.run(sources)
 
-    tally = _run(work)
+    try:
+        tally = _run(work)
+    except StrictStop:
+        _console.print("stopped at the first bad line, as --strict says")
+        raise typer.Exit(1) from None
     _print_tally(tally)
     if not any(tally[f"{kind} {outcome}"] for kind in KINDS for outcome in (LOADED, KNOWN)):
         raise typer.Exit(1)
@@ -74,8 +80,10 @@ def export_file(
     out: Annotated[Path, typer.Option("--out", dir_okay=False, help="The file to write.")],
 ) -> None:
     """Writes everything in the import format; media goes into the folder OUT.media."""
+    from cli.exporting import export
+    from cli.format import KINDS
 
-    async def work(stores: Connections, _: Settings, progress: Progress) -> Counter[str]:
+    async def work(stores: "Connections", _: Settings, progress: Progress) -> Counter[str]:
         return await export(stores, out, progress)
 
     tally = _run(work)
@@ -88,11 +96,15 @@ def export_file(
 @app.command()
 def demo() -> None:
     """Loads the demo world, once."""
+    from local.demo.load import load
+
     _run(load)
 
 
-def _run(work: Callable[[Connections, Settings, Progress], Awaitable[T]]) -> T:
+def _run(work: Callable[["Connections", Settings, Progress], Awaitable[T]]) -> T:
     """Runs the work on the settings' stores; failures end the program with a line that says why."""
+    from local.embedded import backends
+    from stores.connect import Connections
 
     async def on_stores() -> T:
         settings = Settings()
@@ -106,9 +118,6 @@ def _run(work: Callable[[Connections, Settings, Progress], Awaitable[T]]) -> T:
 
     try:
         return uvloop.run(on_stores())
-    except StrictStop:
-        _console.print("stopped at the first bad line, as --strict says")
-        raise typer.Exit(1) from None
     except (FeedError, OSError) as error:
         _console.print(f"stopped: {error}\nThe same command goes on from here.")
         raise typer.Exit(1) from error
@@ -117,11 +126,14 @@ def _run(work: Callable[[Connections, Settings, Progress], Awaitable[T]]) -> T:
         raise typer.Exit(130) from None
 
 
-def _report_bad(name: str, bad: BadLine) -> None:
+def _report_bad(name: str, bad: "BadLine") -> None:
     _console.print(f"{name}:{bad.number}: {bad.reason}")
 
 
 def _print_tally(tally: Counter[str]) -> None:
+    from cli.format import KINDS
+    from cli.importing import KNOWN, LOADED, SKIPPED
+
     table = Table("kind", LOADED, "there before", SKIPPED)
     for kind in (*KINDS, "line"):
         counts = [tally[f"{kind} {outcome}"] for outcome in (LOADED, KNOWN, SKIPPED)]
