@@ -67,8 +67,8 @@ class Stage(Generic[P, T]):
         budget_s = run.deadline_s * (self.share if self.stand_in is not None else 1.0)
         with self._span(run, budget_s) as span:
             try:
-                async with asyncio.timeout(deadlines.with_grace(budget_s)):
-                    with metrics.feed_stage(self.name), deadlines.within(budget_s):
+                with metrics.feed_stage(self.name), deadlines.within(budget_s):
+                    async with asyncio.timeout(deadlines.with_grace(budget_s)):
                         result = await self.work(run, *args, **kwargs)
                 span.set_attribute("feed.stage.outcome", "ok")
                 return result

@@ -108,13 +108,13 @@ HTTP_SERVER_ACTIVE = Gauge(
 RPC_SERVER = Histogram(
     "rpc_server_call_duration_seconds",
     "Seconds of one call, at the server.",
-    ["rpc_method", "rpc_response_status_code"],
+    ["rpc_system_name", "rpc_method", "rpc_response_status_code"],
     buckets=_SECONDS,
 )
 RPC_CLIENT = Histogram(
     "rpc_client_call_duration_seconds",
     "Seconds of one call, at the client.",
-    ["rpc_method", "rpc_response_status_code"],
+    ["rpc_system_name", "rpc_method", "rpc_response_status_code"],
     buckets=_SECONDS,
 )
 DB_CLIENT = Histogram(

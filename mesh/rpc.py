@@ -105,7 +105,8 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
             finally:
                 span.set_attribute("rpc.response.status_code", code.name)
                 metrics.observe(
-                    metrics.RPC_CLIENT.labels(method, code.name), time.perf_counter() - started
+                    metrics.RPC_CLIENT.labels("grpc", method, code.name),
+                    time.perf_counter() - started,
                 )
         return call, code
 
@@ -191,7 +192,7 @@ async def _serve(
                 _fail(span, code, detail)
             span.set_attribute("rpc.response.status_code", code.name)
             metrics.observe(
-                metrics.RPC_SERVER.labels(method, code.name), time.perf_counter() - started
+                metrics.RPC_SERVER.labels("grpc", method, code.name), time.perf_counter() - started
             )
     assert error is not None  # noqa: S101  every other way has returned or raised
     await context.abort_with_status(rpc_status.to_status(to_status(error)))

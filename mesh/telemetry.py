@@ -217,6 +217,9 @@ def set_error(target: Span, error: BaseException) -> None:
 
 def error_type(error: BaseException) -> str:
     """A name of low cardinality: the gRPC code of expected errors, else the class."""
+    if isinstance(error, asyncio.CancelledError):
+        # Whatever is cut off is so by the same name.
+        return "CANCELLED"
     return error.reason if isinstance(error, FeedError) else type(error).__qualname__
 
 

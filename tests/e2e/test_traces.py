@@ -302,13 +302,15 @@ async def test_a_refused_call_is_an_error_at_the_caller_and_none_at_the_service(
 async def test_fifty_feeds_at_once_are_fifty_whole_trees(mesh: Mesh, reader: Person) -> None:
     pages = await asyncio.gather(*(mesh.feed(reader) for _ in range(50)))
     assert len({page["trace_id"] for page in pages}) == 50
-    full = [page for page in pages if not page["degraded"]]
-    assert full
+    complete = 0
     for page in pages:
         spans = await mesh.whole(page["trace_id"], root)
         assert root(spans).attributes["feed.id"] == page["feed_id"]
-    for page in full:
-        await mesh.whole(page["trace_id"], lambda spans: outline(spans) == FEED)
+        # A busy machine may have cut something off; then the tree is whole, but another one.
+        if all(span.status == "UNSET" for span in spans):
+            await mesh.whole(page["trace_id"], lambda spans: outline(spans) == FEED)
+            complete += 1
+    assert complete
 
 
 async def test_users_and_cursors_are_not_named_in_a_trace(mesh: Mesh, reader: Person) -> None:
@@ -346,7 +348,7 @@ async def test_a_collector_that_fails_or_is_slow_changes_no_response(
     usual = shown(await mesh.feed(reader))
     for behaviour in ({"fail": True}, {"delay_s": 30.0}):
         mesh.receiver.behave(**behaviour)
-        pages = await asyncio.gather(*(mesh.feed(reader) for _ in range(20)))
+        pages = [await mesh.feed(reader) for _ in range(20)]
         assert [shown(page) for page in pages] == [usual] * 20
 
     async def noticed() -> bool:
