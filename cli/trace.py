@@ -175,4 +175,8 @@ def _print_list(console: Console, traces: Sequence[dict[str, Any]]) -> None:
             Text(str(each["errors"] or ""), "red"),
             *([" ".join(each["services"])] if with_services else []),
         )
-    console.print(table, soft_wrap=False)
+    with console.capture() as printed:
+        console.print(table, soft_wrap=False)
+    # Its cells are padded up to the last column.
+    for line in printed.get().splitlines():
+        console.print(Text.from_ansi(line.rstrip()))

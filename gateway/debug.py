@@ -34,7 +34,8 @@ async def list_traces(
     def read() -> list[TraceSummary]:
         # A trace may go while the others are read.
         traces = [otlp.read(buffer.trace(trace_id)) for trace_id in buffer.newest(limit)]
-        return [summarize(spans) for spans in traces if spans]
+        summaries = [summarize(spans) for spans in traces if spans]
+        return sorted(summaries, key=lambda each: each.started_at, reverse=True)
 
     return Traces(items=await asyncio.to_thread(read))
 

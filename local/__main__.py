@@ -49,16 +49,20 @@ async def launch(settings: Settings, console: Console) -> None:
 
 async def _ports_free(settings: Settings) -> None:
     """Waits a little: children of a killed launcher take a moment to notice. Then raises."""
-    of_mesh = [f"{name}_port" for name in ("gateway", "candidate", "filter", "ranker", "hydrator")]
-    wanted = {name: getattr(settings, name) for name in (*of_mesh, "metrics_port")}
+    of_mesh = {
+        f"FEED_{name.upper()}_PORT": getattr(settings, f"{name}_port")
+        for name in ("gateway", "candidate", "filter", "ranker", "hydrator")
+    }
+    wanted = dict(of_mesh)
+    if settings.metrics_port:
+        wanted["FEED_METRICS_PORT"] = settings.metrics_port
+        wanted["FEED_METRICS_PORT + 1"] = settings.metrics_port + 1
     deadline = time.monotonic() + settings.shutdown_grace_s
-    while taken := [
-        name for name, port in wanted.items() if port and port_is_taken(settings.host, port)
-    ]:
+    while taken := [name for name, port in wanted.items() if port_is_taken(settings.host, port)]:
         # The lock was free, so what holds some of the mesh's ports is most likely not ours.
-        not_ours = 0 < len(set(taken) & set(of_mesh)) < len(of_mesh)
+        not_ours = 0 < len(of_mesh.keys() & set(taken)) < len(of_mesh)
         if time.monotonic() > deadline or not_ours:
-            what = ", ".join(f"{wanted[name]} (FEED_{name.upper()})" for name in taken)
+            what = ", ".join(f"{wanted[name]} ({name})" for name in taken)
             raise OSError(f"port taken: {what}; stop what listens there, or set another")
         await asyncio.sleep(0.1)
 

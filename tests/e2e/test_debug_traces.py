@@ -2,17 +2,17 @@
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from typer.testing import CliRunner, Result
 
+from cli.main import app
 from cli.trace_rules import violations
 from mesh import otlp
 from tests.eventually import eventually
-from tests.fixtures.installation import ROOT, Installation
+from tests.fixtures.installation import Installation
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +55,11 @@ async def trace(installation: Installation, trace_id: str) -> list[otlp.Span]:
     return otlp.read(otlp.from_json(answer.json()))
 
 
-async def command(installation: Installation, *arguments: str) -> tuple[int, str, str]:
-    """`feedmesh trace`: its exit code, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cli.main", "trace", *arguments,
-        cwd=ROOT, env={**os.environ, **installation.env},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+async def command(installation: Installation, *arguments: str) -> Result:
+    """`feedmesh trace` of the installation."""
+    together = ["trace", *arguments, "--url", installation.url]
+    # It blocks; the installation is of other processes.
+    return await asyncio.to_thread(lambda: CliRunner().invoke(app, together, env={"COLUMNS": None}))
 
 
 async def test_a_posts_trace_has_the_spans_of_all_processes_and_breaks_no_rule(
@@ -90,9 +84,9 @@ async def test_a_posts_trace_has_the_spans_of_all_processes_and_breaks_no_rule(
 async def test_the_command_draws_it_checks_it_and_lists_it(
     installation: Installation, posted: str
 ) -> None:
-    code, drawn, errors = await command(installation, posted, "--wait", "--check")
-    assert (code, errors) == (0, "")
-    lines = drawn.splitlines()
+    result = await command(installation, posted, "--wait", "--check")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
     spans = await trace(installation, posted)
     assert f"trace {posted}  " in lines[0]
     assert f"  {len(spans)} spans  " in lines[0]
@@ -100,26 +94,27 @@ async def test_the_command_draws_it_checks_it_and_lists_it(
     for span in spans:
         assert any(span.name in line and span.service in line for line in lines)
     assert any("└ edge.v1.VectorService/Upsert" in line and "vectors" in line for line in lines)
-    assert "group=fanout" in drawn
+    assert "group=fanout" in result.stdout
     assert max(map(len, lines)) <= 140
-    assert "\x1b" not in drawn
+    assert "\x1b" not in result.stdout
 
-    code, document, errors = await command(installation, posted, "--json")
-    assert (code, errors) == (0, "")
-    read = otlp.read(otlp.from_json(json.loads(document)))
+    result = await command(installation, posted, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    read = otlp.read(otlp.from_json(json.loads(result.stdout)))
     assert {span.span_id for span in read} == {span.span_id for span in spans}
 
-    code, listed, errors = await command(installation)
-    assert (code, errors) == (0, "")
-    [line] = [line for line in listed.splitlines() if line.startswith(posted)]
+    result = await command(installation)
+    assert (result.exit_code, result.stderr) == (0, "")
+    [line] = [line for line in result.stdout.splitlines() if line.startswith(posted)]
     assert "POST /post" in line
     assert line.split()[-3:] == ["gateway", "workers", "vectors"]
 
 
 async def test_an_unknown_trace_is_told_in_a_line(installation: Installation) -> None:
-    code, out, errors = await command(installation, "0" * 32)
-    assert (code, out) == (1, "")
-    assert "404: No such trace is kept" in errors
+    result = await command(installation, "0" * 32)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "404: No such trace is kept" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 async def test_nobodys_work_makes_no_traces(installation: Installation, posted: str) -> None:
@@ -151,15 +146,17 @@ async def test_workers_that_lose_the_gateway_go_on_and_find_it_again(
     await eventually(joined, within_s=60)
 
 
-async def test_the_workers_metrics_have_a_port_of_their_own(installation: Installation) -> None:
-    port = installation.env["FEED_WORKERS_METRICS_PORT"]
+async def test_workers_and_vectors_have_metrics_of_their_own(installation: Installation) -> None:
+    port = int(installation.env["FEED_METRICS_PORT"])
     async with httpx.AsyncClient() as client:
-        answer = await client.get(f"http://127.0.0.1:{port}/metrics")
-    assert answer.status_code == 200
-    assert "events_handled_total" in answer.text
+        workers = await client.get(f"http://127.0.0.1:{port}/metrics")
+        vectors = await client.get(f"http://127.0.0.1:{port + 1}/metrics")
+    assert workers.status_code == vectors.status_code == 200
+    assert 'events_handled_total{group="fanout"' in workers.text
+    assert 'events_handled_total{group="fanout"' not in vectors.text
 
 
 async def test_the_launcher_says_how_to_see_a_trace(installation: Installation) -> None:
     said = installation.log.read_text()
     assert "feedmesh trace" in said
-    assert f":{installation.env['FEED_WORKERS_METRICS_PORT']}/metrics" in said
+    assert f":{installation.env['FEED_METRICS_PORT']}/metrics" in said
