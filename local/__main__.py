@@ -27,7 +27,8 @@ from mesh.settings import Settings
 from stores.connect import Connections
 
 READY_WITHIN_S = 60.0
-DEBUG_TRACES = 500
+# What `make run` has where the user did not say otherwise: one wants to look inside.
+DEFAULTS = {"debug_traces": 500, "metrics_port": 9464}
 
 
 async def launch(settings: Settings, console: Console) -> None:
@@ -130,8 +131,8 @@ def _telemetry(settings: Settings, base: str) -> str:
 def main() -> None:
     """Runs the launcher; a start that cannot be says why on one line and exits with 1."""
     settings, console = Settings(), Console(highlight=False, soft_wrap=True)
-    if "debug_traces" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"debug_traces": DEBUG_TRACES})
+    defaults = {name: n for name, n in DEFAULTS.items() if name not in settings.model_fields_set}
+    settings = settings.model_copy(update=defaults)
     logs.setup(settings)
     telemetry.become_service("launcher")
     try:

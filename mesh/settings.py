@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0,
         description="Port of /metrics in a process without the gateway; 0 for none. Of `make run`:"
-        " the workers', and the vector engine's is the next.",
+        " the workers' (9464 unless set), and the vector engine's is the next.",
     )
     shutdown_grace_s: float = Field(10.0, description="Seconds that calls in flight may take.")
 
