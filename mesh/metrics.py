@@ -50,6 +50,9 @@ FEED_ITEMS = Counter(
 FEED_DEGRADED = Counter(
     "feed_degraded", "Times that a request went on without a backend.", ["backend"]
 )
+BREAKER_STATE = Gauge(
+    "breaker_state", "State of a circuit breaker: 0 closed, 1 half open, 2 open.", ["name"]
+)
 RETRIEVAL_RECALL = Histogram(
     "retrieval_recall",
     "Share of the exact nearest posts that a sampled discovery search found.",
