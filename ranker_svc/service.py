@@ -1,5 +1,8 @@
 """The ranker service's servicer: features, model, penalties."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import numpy as np
 from feed.v1.ranker_pb2 import DESCRIPTOR, RankCandidatesRequest, RankCandidatesResponse
 from feed.v1.ranker_pb2_grpc import RankerServiceServicer, add_RankerServiceServicer_to_server
@@ -124,13 +127,19 @@ def _subject(request: RankCandidatesRequest) -> Subject:
     )
 
 
-def server(settings: Settings, stores: Connections) -> GrpcServer:
-    """The ranker service, to be entered. Raises `ValueError` when its model does not load."""
-    servicer = RankerService(stores.features(), open_scorer(settings.url(settings.model_url)))
-    name = DESCRIPTOR.services_by_name["RankerService"].full_name
-    return GrpcServer(
-        "ranker_svc",
-        f"{settings.host}:{settings.ranker_port}",
-        [(add_RankerServiceServicer_to_server, servicer, name)],
-        settings,
-    )
+@asynccontextmanager
+async def server(settings: Settings, stores: Connections) -> AsyncIterator[GrpcServer]:
+    """The ranker service, serving within the block.
+
+    Raises `ValueError` when FEED_MODEL_URL is wrong or its model does not load.
+    """
+    async with open_scorer(settings.url(settings.model_url)) as scorer:
+        servicer = RankerService(stores.features(), scorer)
+        name = DESCRIPTOR.services_by_name["RankerService"].full_name
+        async with GrpcServer(
+            "ranker_svc",
+            f"{settings.host}:{settings.ranker_port}",
+            [(add_RankerServiceServicer_to_server, servicer, name)],
+            settings,
+        ) as running:
+            yield running

@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVICES = {"candidate_svc", "filter_svc", "ranker_svc", "hydrator_svc"}
-OURS = SERVICES | {"gateway", "workers", "stores", "mesh", "local", "cli", "bench", "tests"}
+OURS = SERVICES | {
+    *("gateway", "workers", "stores", "mesh", "local", "stack", "cli", "bench", "tests")
+}
 # Each may import itself and these.
 ALLOWED = {
     "mesh": set(),
@@ -16,7 +18,8 @@ ALLOWED = {
     "workers": {"stores", "mesh"},
     **{service: {"stores", "mesh"} for service in SERVICES},
     "cli": {"stores", "mesh", "workers", "local"},
-    "local": OURS - {"tests", "bench"},
+    "local": OURS - {"tests", "bench", "stack"},
+    "stack": OURS - {"tests", "bench", "cli"},
 }
 
 

@@ -7,11 +7,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ranker_svc.features import FEATURES, Matrix
-
-# Where the model's metadata name its input columns, separated by commas.
-FEATURES_KEY = "features"
-VERSION_KEY = "version"
+from ranker_svc.features import Matrix
+from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY, mismatch
 
 
 class OnnxScorer:
@@ -42,7 +39,9 @@ class OnnxScorer:
             # onnxruntime raises classes of its own, with no common base but this one.
             raise ValueError(f"FEED_MODEL_URL names {path}, which does not load: {error}") from None
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        _require_features(path, metadata.get(FEATURES_KEY, ""))
+        wrong = mismatch(metadata.get(FEATURES_KEY, ""))
+        if wrong:
+            raise ValueError(f"{path} {wrong}")
         self._input: str = self._session.get_inputs()[0].name
         self._output: str = self._session.get_outputs()[0].name
         self.version = f"onnx/{metadata.get(VERSION_KEY) or path.stem}"
@@ -55,12 +54,3 @@ class OnnxScorer:
         (scores,) = self._session.run([self._output], {self._input: features})
         flat: NDArray[np.float32] = scores.reshape(-1)
         return flat
-
-
-def _require_features(path: Path, listed: str) -> None:
-    names = tuple(listed.split(",")) if listed else ()
-    if names != FEATURES:
-        raise ValueError(
-            f"{path} does not take the features of this ranker; its metadata entry "
-            f"'{FEATURES_KEY}' is {listed or 'missing'}, and must be {','.join(FEATURES)}"
-        )

@@ -155,21 +155,29 @@ def test_the_formula_prefers(better: Matrix, worse: Matrix) -> None:
     assert heuristic.score(better)[0] > heuristic.score(worse)[0]
 
 
+async def scores_of(url: str, *matrices: Matrix) -> list[list[float]]:
+    """The scores of each matrix, by the model of that URL."""
+    async with open_scorer(url) as scorer:
+        return [(await scorer.score(matrix)).tolist() for matrix in matrices]
+
+
 async def test_random_scores_repeat_for_a_seed_and_a_request_also_later() -> None:
     posts: list[PostFeatures | None] = [post(likes=number) for number in range(20)]
     now, later = matrix_of(posts), matrix_of(posts, hours_ago=1)
-    scorer = open_scorer("random://?seed=7")
-    scores = await scorer.score(now)
-    assert scores.tolist() == (await scorer.score(later)).tolist()
-    assert scores.tolist() == (await open_scorer("random://?seed=7").score(now)).tolist()
-    assert scores.tolist() != (await open_scorer("random://?seed=8").score(now)).tolist()
-    assert scores.tolist() != (await scorer.score(matrix_of([None] * 20))).tolist()
-    assert len(set(scores.tolist())) == 20
+    scores, also_later, of_others = await scores_of(
+        "random://?seed=7", now, later, matrix_of([None] * 20)
+    )
+    assert scores == also_later
+    assert scores != of_others
+    assert [scores] == await scores_of("random://?seed=7", now)
+    assert [scores] != await scores_of("random://?seed=8", now)
+    assert len(set(scores)) == 20
 
 
 async def test_random_scores_differ_each_time_without_a_seed() -> None:
-    scorer, features = open_scorer("random://"), matrix_of([None] * 20)
-    assert (await scorer.score(features)).tolist() != (await scorer.score(features)).tolist()
+    features = matrix_of([None] * 20)
+    first, second = await scores_of("random://", features, features)
+    assert first != second
 
 
 def save_linear_model(
@@ -193,31 +201,31 @@ def save_linear_model(
 async def test_a_model_in_onnx_scores_all_rows(tmp_path: Path) -> None:
     path = tmp_path / "linear.onnx"
     save_linear_model(path, {"affinity": 0.5}, features=",".join(FEATURES), version="linear-3")
-    scorer = open_scorer(f"onnx://{path}")
-    scores = await scorer.score(matrix_of([None] * 3, affinities=[0.0, 0.5, 1.0]))
-    assert scorer.version == "onnx/linear-3"
+    async with open_scorer(f"onnx://{path}") as scorer:
+        scores = await scorer.score(matrix_of([None] * 3, affinities=[0.0, 0.5, 1.0]))
+        assert scorer.version == "onnx/linear-3"
     assert scores.tolist() == [0, 0.25, 0.5]
 
 
-def test_a_model_trained_on_other_features_is_refused(tmp_path: Path) -> None:
+async def test_a_model_trained_on_other_features_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     save_linear_model(path, {}, features=",".join(reversed(FEATURES)))
     with pytest.raises(ValueError, match=r"other\.onnx does not take the features.*must be affin"):
-        open_scorer(f"onnx://{path}")
+        await scores_of(f"onnx://{path}")
 
 
-def test_a_model_that_does_not_say_its_features_is_refused(tmp_path: Path) -> None:
+async def test_a_model_that_does_not_say_its_features_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "silent.onnx"
     save_linear_model(path, {})
     with pytest.raises(ValueError, match="'features' is missing"):
-        open_scorer(f"onnx://{path}")
+        await scores_of(f"onnx://{path}")
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_text("no model")
     with pytest.raises(ValueError, match="does not load"):
-        open_scorer(f"onnx://{path}")
+        await scores_of(f"onnx://{path}")
 
 
 @pytest.mark.parametrize(
@@ -226,8 +234,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         ("sorcery://", "sorcery://; known is heuristic://"),
         ("onnx:///nowhere/model.onnx", "there is no file"),
         ("random://?seed=many", "must be a whole number"),
+        ("triton://127.0.0.1:8001", "must be triton://HOST:PORT/MODEL"),
+        ("triton://127.0.0.1/ranker", "must be triton://HOST:PORT/MODEL"),
+        ("triton://127.0.0.1:8001/ranker?version=newest", r"with \?version=NUMBER"),
     ],
 )
-def test_a_url_that_is_not_understood_says_why(url: str, message: str) -> None:
+async def test_a_url_that_is_not_understood_says_why(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        open_scorer(url)
+        await scores_of(url)
