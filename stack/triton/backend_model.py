@@ -1,0 +1,42 @@
+"""The model as Triton's Python backend runs it. Copied into the model repository, as model.py.
+
+Tensors change hands by DLPack: the Python backend was built for numpy 1, and gives empty outputs
+for numpy 2's arrays.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    """Runs the ONNX file that lies beside this one: its one input, its first output, flat."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Called once by Triton, which does not serve when this raises."""
+        options = onnxruntime.SessionOptions()
+        # A small model on a small batch: more threads would only get in each other's way.
+        options.intra_op_num_threads = 1
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._session = onnxruntime.InferenceSession(
+            folder / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        self._input: str = self._session.get_inputs()[0].name
+        self._output: str = self._session.get_outputs()[0].name
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in their order."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        features = np.from_dlpack(triton.get_input_tensor_by_name(request, self._input))
+        try:
+            (scores,) = self._session.run([self._output], {self._input: features})
+        except Exception as error:
+            # onnxruntime's exceptions have no other base.
+            return triton.InferenceResponse(error=triton.TritonError(str(error)))
+        output = triton.Tensor.from_dlpack(self._output, scores.reshape(-1))
+        return triton.InferenceResponse([output])

@@ -1,0 +1,180 @@
+"""A running Triton, as a child process that does not outlive its parent."""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.errors import Unavailable
+from stack.triton import repository
+from stack.triton.install import Installation, python_library
+
+_log = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+MODEL = "ranker"
+_READY_WITHIN_S = 60.0
+_STOP_WITHIN_S = 10.0
+_POLL_S = 0.05
+_LOG_TAIL = 5
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the Python backend keeps tensors
+
+
+class Triton:
+    """tritonserver on loopback with one model, called `MODEL`.
+
+    Args:
+        installation: What `stack.triton.install` installed.
+        model: The model as an ONNX file; see `stack.triton.repository`.
+        folder: Its log, triton.log, and its model repository.
+        port: Where it speaks gRPC.
+        traces_url: Where its spans go: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces.
+            It gets the spans of all requests whose caller samples them. None for nowhere.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        model: Path,
+        folder: Path,
+        port: int,
+        traces_url: str | None = None,
+    ) -> None:
+        self._installation = installation
+        self._model = model
+        self._folder = folder
+        self._port = port
+        self._traces_url = traces_url
+        self._process: asyncio.subprocess.Process | None = None
+        # The model's version, as it names itself.
+        self.version = ""
+
+    @property
+    def url(self) -> str:
+        """For FEED_MODEL_URL."""
+        return f"triton://{HOST}:{self._port}/{MODEL}"
+
+    @property
+    def log_file(self) -> Path:
+        """What it prints."""
+        return self._folder / "triton.log"
+
+    @property
+    def pid(self) -> int:
+        """The server's process, which must have been started."""
+        assert self._process is not None  # noqa: S101
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Returns when the model is served.
+
+        Raises:
+            Unavailable: It does not start, or not in time; the detail has the end of its log.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        models = self._folder / "models"
+        self.version = await asyncio.to_thread(repository.write, models, MODEL, self._model)
+        self._remove_shared_memory()
+        with self.log_file.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                # Also when we are killed, which leaves us no time to stop it.
+                *("setpriv", "--pdeathsig", "TERM", str(self._installation.server)),
+                *self._options(models),
+                env=self._environment(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is ours to handle.
+                start_new_session=True,
+            )
+        try:
+            async with asyncio.timeout(_READY_WITHIN_S):
+                while not await _serves(self._port):
+                    if self._process.returncode is not None:
+                        raise Unavailable(f"Triton did not start: {self._last_lines()}")
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            await self.stop()
+            raise Unavailable(f"Triton was not ready in time: {self._last_lines()}") from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def ended(self) -> int:
+        """Waits for the server to end by itself; its exit code."""
+        assert self._process is not None  # noqa: S101
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Stops the server, and kills it when that takes too long."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_WITHIN_S):
+                    await process.wait()
+            except TimeoutError:
+                _log.warning("Triton did not stop within %.0f s; killed", _STOP_WITHIN_S)
+                process.kill()
+                await process.wait()
+        self._remove_shared_memory()
+
+    def _options(self, models: Path) -> list[str]:
+        options = [
+            f"--model-repository={models}",
+            f"--backend-directory={self._installation.backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
+            # It would start every model once more, only to ask it for its inputs and outputs.
+            "--disable-auto-complete-config",
+            *(f"--grpc-address={HOST}", f"--grpc-port={self._port}"),
+            *("--allow-http=false", "--allow-metrics=false"),
+            "--exit-timeout-secs=5",
+        ]
+        if self._traces_url:
+            settings = (
+                *("mode=opentelemetry", "level=TIMESTAMPS", "rate=1"),
+                *(f"opentelemetry,url={self._traces_url}", "opentelemetry,bsp_schedule_delay=1000"),
+                "opentelemetry,resource=service.name=triton",
+                "opentelemetry,resource=service.namespace=feedmesh",
+            )
+            options += [f"--trace-config={setting}" for setting in settings]
+        return options
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            # The Python backend takes its packages from the python3 that it finds first.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+            "LD_LIBRARY_PATH": str(python_library().parent),
+            # Triton reads a traceparent to the next zero byte, which need not be at its end
+            # (docs/decisions/0010).
+            "LD_PRELOAD": str(self._installation.allocator),
+            "MALLOC_CONF": "zero:true",
+        }
+
+    @property
+    def _shared_memory_prefix(self) -> str:
+        return f"feedmesh_triton_{self._port}_"
+
+    def _remove_shared_memory(self) -> None:
+        """What a server that was killed left behind."""
+        for left in _SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
+            left.unlink(missing_ok=True)
+
+    def _last_lines(self) -> str:
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return " / ".join(lines[-_LOG_TAIL:])
+
+
+async def _serves(port: int) -> bool:
+    async with grpc.aio.insecure_channel(f"{HOST}:{port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

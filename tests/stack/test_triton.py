@@ -1,0 +1,240 @@
+"""triton://, on a real Triton: scores, the model's contract, outages, and one trace."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from feed.v1 import ranker_pb2 as r
+from feed.v1.ranker_pb2_grpc import RankerServiceStub
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from prometheus_client.registry import REGISTRY
+
+from mesh import telemetry
+from mesh.breaker import State
+from mesh.channels import call
+from mesh.errors import FailedPrecondition
+from mesh.settings import Settings
+from ranker_svc.features import FEATURES, Matrix
+from ranker_svc.scorers import heuristic
+from ranker_svc.scorers.connect import open_scorer
+from ranker_svc.service import server
+from stack.triton import heuristic as heuristic_model
+from stack.triton.install import Installation, install
+from stack.triton.server import Triton
+from tests.eventually import eventually
+from tests.fixtures.otlp import OtlpReceiver
+from tests.fixtures.sql import fresh_ids
+from tests.fixtures.valkey import free_port
+from tests.services.conftest import Serve
+from tests.services.test_ranker import request_for
+from tests.services.test_rules_ranker import save_linear_model
+
+pytestmark = pytest.mark.stack
+
+INFER = "inference.GRPCInferenceService/ModelInfer"
+RANK = "feed.v1.RankerService/RankCandidates"
+
+
+@pytest.fixture(scope="session")
+async def installation(settings: Settings) -> Installation:
+    async with asyncio.timeout(600):
+        return await install(settings.stack_cache)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("model") / "heuristic.onnx"
+    heuristic_model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+async def receiver() -> AsyncIterator[OtlpReceiver]:
+    async with OtlpReceiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def triton(
+    installation: Installation,
+    model: Path,
+    receiver: OtlpReceiver,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Triton]:
+    """One that nobody stops, whose spans go to the receiver."""
+    folder = tmp_path_factory.mktemp("triton")
+    traces_url = f"{receiver.http_endpoint}/v1/traces"
+    async with running(Triton(installation, model, folder, free_port(), traces_url)) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def spans(settings: Settings) -> InMemorySpanExporter:
+    """The spans of our own services."""
+    exporter = InMemorySpanExporter()
+    telemetry.setup(settings, SimpleSpanProcessor(exporter))
+    return exporter
+
+
+@asynccontextmanager
+async def running(triton: Triton) -> AsyncIterator[Triton]:
+    await triton.start()
+    try:
+        yield triton
+    finally:
+        await triton.stop()
+
+
+def some_features(rows: int) -> Matrix:
+    return np.random.default_rng(rows).random((rows, len(FEATURES)), np.float32)
+
+
+async def rank(channel: grpc.aio.Channel, candidates: int = 3) -> r.RankCandidatesResponse:
+    request = request_for(fresh_ids(candidates), fresh_ids(candidates))
+    return await call(RankerServiceStub(channel).RankCandidates, request, timeout=5)
+
+
+async def is_used(channel: grpc.aio.Channel) -> bool:
+    answer = await rank(channel)
+    assert all(score > 0 for score in answer.scores)
+    if answer.model_version != "triton/ranker/heuristic-1":
+        assert (answer.model_version, list(answer.degraded)) == ("heuristic/1", ["model"])
+        return False
+    return not answer.degraded
+
+
+def breaker() -> State:
+    return State(int(REGISTRY.get_sample_value("breaker_state", {"name": "model"}) or 0))
+
+
+@pytest.mark.parametrize("rows", [150, 1])
+async def test_the_model_in_triton_gives_the_scores_that_it_gives_here(
+    triton: Triton, rows: int
+) -> None:
+    features = some_features(rows)
+    async with open_scorer(triton.url) as scorer:
+        scores = await scorer.score(features)
+        assert scorer.version == "triton/ranker/heuristic-1"
+    np.testing.assert_allclose(scores, heuristic.score(features), atol=1e-5)
+
+
+async def test_a_feed_is_ranked_by_the_model_in_triton(triton: Triton, serve: Serve) -> None:
+    async with serve(server, model_url=triton.url) as channel:
+        answer = await rank(channel, 150)
+    assert answer.model_version == "triton/ranker/heuristic-1"
+    assert len(answer.scores) == 150
+    assert not answer.degraded
+
+
+async def test_a_version_that_triton_does_not_have_is_replaced_by_the_heuristic(
+    triton: Triton, serve: Serve
+) -> None:
+    async with serve(server, model_url=f"{triton.url}?version=7") as channel:
+        answer = await rank(channel)
+    assert (answer.model_version, list(answer.degraded)) == ("heuristic/1", ["model"])
+
+
+async def test_a_model_of_other_features_is_refused_and_replaced_by_the_heuristic(
+    installation: Installation, serve: Serve, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    save_linear_model(other, {"affinity": 1.0}, features=",".join(reversed(FEATURES)))
+    async with running(Triton(installation, other, tmp_path / "triton", free_port())) as triton:
+        async with open_scorer(triton.url) as scorer:
+            with pytest.raises(FailedPrecondition, match="ranker does not take the features of"):
+                await scorer.score(some_features(3))
+        async with serve(server, model_url=triton.url) as channel:
+            answer = await rank(channel)
+    assert (answer.model_version, list(answer.degraded)) == ("heuristic/1", ["model"])
+
+
+async def test_feeds_are_ranked_while_triton_is_away_and_by_it_when_it_is_back(
+    installation: Installation, model: Path, serve: Serve, tmp_path: Path
+) -> None:
+    triton = Triton(installation, model, tmp_path / "triton", free_port())
+    async with serve(server, model_url=triton.url) as channel:
+        assert not await is_used(channel), "it has not been started yet"
+        async with running(triton):
+            await eventually(lambda: is_used(channel), within_s=30)
+            os.kill(triton.pid, signal.SIGKILL)
+            await triton.ended()
+
+            async def given_up() -> bool:
+                assert not await is_used(channel)
+                return breaker() is State.OPEN
+
+            await eventually(given_up)
+            await triton.start()
+            await eventually(lambda: is_used(channel), within_s=30)
+            assert breaker() is State.CLOSED
+
+
+async def test_a_triton_that_hangs_is_left_alone(
+    installation: Installation,
+    model: Path,
+    serve: Serve,
+    spans: InMemorySpanExporter,
+    tmp_path: Path,
+) -> None:
+    async with (
+        running(Triton(installation, model, tmp_path / "triton", free_port())) as triton,
+        serve(server, model_url=triton.url) as channel,
+    ):
+        await eventually(lambda: is_used(channel))
+        os.kill(triton.pid, signal.SIGSTOP)
+        try:
+            used = await asyncio.gather(*(is_used(channel) for _ in range(5)))
+            assert not any(used)
+            assert breaker() is State.OPEN
+            spans.clear()
+            assert not await is_used(channel)
+        finally:
+            os.kill(triton.pid, signal.SIGCONT)
+        await eventually(lambda: is_used(channel), within_s=30)
+    finished = spans.get_finished_spans()
+    ranked = [span for span in finished if (span.name, span.kind) == (RANK, SpanKind.SERVER)]
+    refused = {
+        span.context.trace_id
+        for span in ranked
+        if (span.attributes or {}).get("feed.breaker.open") == "model"
+        and (span.attributes or {}).get("feed.degraded.model") == "UNAVAILABLE"
+    }
+    assert refused
+    assert not [s.name for s in finished if s.name == INFER and s.context.trace_id in refused]
+
+
+async def test_every_request_is_one_trace_into_tritons_own_span(
+    triton: Triton, serve: Serve, spans: InMemorySpanExporter, receiver: OtlpReceiver
+) -> None:
+    spans.clear()
+    receiver.resource_spans.clear()
+    async with serve(server, model_url=triton.url) as channel:
+        for _ in range(25):
+            answers = await asyncio.gather(*(rank(channel) for _ in range(4)))
+            assert not any(answer.degraded for answer in answers)
+    ours = {
+        (span.context.trace_id.to_bytes(16), span.context.span_id.to_bytes(8))
+        for span in spans.get_finished_spans()
+        if (span.name, span.kind) == (INFER, SpanKind.CLIENT)
+    }
+    assert len(ours) == 100
+
+    def parents() -> list[tuple[bytes, bytes]]:
+        return [
+            (span.trace_id, span.parent_span_id)
+            for service, span in receiver.spans()
+            if (service, span.name) == ("triton", "InferRequest")
+        ]
+
+    await eventually(lambda: len(parents()) >= 100)
+    assert sorted(parents()) == sorted(ours)
+    kinds = {span.kind for _, span in receiver.spans() if span.name == "InferRequest"}
+    assert kinds == {SpanKind.SERVER.value + 1}, "OTLP counts from 1"
