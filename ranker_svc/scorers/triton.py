@@ -12,7 +12,6 @@ from tritonclient.grpc.service_pb2 import (
 )
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from mesh import deadlines
 from mesh.breaker import Breaker
 from mesh.channels import call
 from mesh.errors import FailedPrecondition, FeedError, Internal, Unavailable
@@ -20,9 +19,6 @@ from ranker_svc.features import Matrix
 from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY, mismatch
 
 _TIMEOUT_S = 1.0
-# Less than the ranker waits, so that lateness is an error, which the breaker counts, rather than a
-# cancellation, which says nothing of Triton.
-_SHARE = 0.7
 _DATATYPE = "FP32"
 _WIRE_DTYPE = "<f4"
 
@@ -66,10 +62,7 @@ class TritonScorer:
             Unavailable: Triton is away, or has been and is left alone for a while.
             FeedError: Anything else that Triton, or the model, did wrong.
         """
-        with (
-            self._breaker.guard(),
-            deadlines.within(deadlines.remaining(_TIMEOUT_S) * _SHARE),
-        ):
+        with self._breaker.guard():
             try:
                 contract = self._contract or await self._agree()
                 answer = await call(
