@@ -55,7 +55,7 @@ check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, a
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
 
 test-triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
-	@$(BIN)/python -m pytest -m stack tests/stack/test_triton.py
+	@$(BIN)/python -m stack.triton --install && $(BIN)/python -m pytest -m stack tests/stack/test_triton.py
 
 triton: setup ## Starts a real Triton with the ranking model; ARGS=--help lists its options
 	@$(BIN)/python -m stack.triton $(ARGS)

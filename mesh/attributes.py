@@ -96,6 +96,10 @@ ATTRIBUTES = (
     Attribute(
         "feed.without.<backend>", "string", "where it was missed", "why the work went on without it"
     ),
+    Attribute(
+        "feed.breaker.open", "string", "where the call was made",
+        "the backend that was not asked, as it keeps failing"
+    ),
     Attribute("feed.reader.following", "int", f"{_STAGE} reader", "authors the reader follows"),
     Attribute(
         "feed.reader.has_taste", "boolean", f"{_STAGE} reader", "an interest vector is known"

@@ -16,14 +16,16 @@ from stack.triton.server import Triton
 
 async def serve(settings: Settings, options: argparse.Namespace) -> None:
     """Serves until it is told to stop, or Triton ends."""
+    print("installing Triton, unless it is there ...", flush=True)
+    installation = await install(settings.stack_cache)
+    if options.install:
+        return
     folder = settings.data_dir.resolve() / "triton"
     model: Path | None = options.model
     if model is None:
         folder.mkdir(parents=True, exist_ok=True)
         model = folder / "heuristic.onnx"
         await asyncio.to_thread(heuristic.save, model)
-    print("installing Triton, unless it is there ...", flush=True)
-    installation = await install(settings.stack_cache)
     triton = Triton(installation, model, folder, options.port, options.traces)
     await triton.start()
     try:
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="an ONNX file; without one, the heuristic as a model"
     )
+    parser.add_argument("--install", action="store_true", help="only installs it, and ends")
     parser.add_argument("--port", type=int, default=8001, help="gRPC port (8001)")
     parser.add_argument(
         "--traces", metavar="URL", help="OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces"

@@ -6,7 +6,9 @@ import zlib
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
+from mesh.errors import FailedPrecondition
 from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY
 
 _BACKEND_MODEL = Path(__file__).parent / "backend_model.py"
@@ -20,17 +22,23 @@ def write(folder: Path, name: str, model: Path) -> str:
         name: The model's name in Triton.
         model: A file as `ranker_svc.scorers.onnx.OnnxScorer` takes it: one float32 input (n, k),
             the scores as first output, `features` and `version` in its metadata.
+
+    Raises:
+        FailedPrecondition: The model is no such file.
     """
+    try:
+        loaded = onnx.load(model)
+        [features] = loaded.graph.input
+        columns = features.type.tensor_type.shape.dim[1].dim_value
+    except (OSError, DecodeError, ValueError, IndexError) as error:
+        raise FailedPrecondition(f"{model} is no model of one matrix: {error}") from error
     shutil.rmtree(folder, ignore_errors=True)
     # The number tells two models apart, in each answer of Triton.
     number = folder / name / str(zlib.crc32(model.read_bytes()) or 1)
     number.mkdir(parents=True)
     shutil.copyfile(model, number / "model.onnx")
     shutil.copyfile(_BACKEND_MODEL, number / "model.py")
-    loaded = onnx.load(model)
     metadata = {entry.key: entry.value for entry in loaded.metadata_props}
-    [features] = loaded.graph.input
-    columns = features.type.tensor_type.shape.dim[1].dim_value
     config = f"""\
 name: {json.dumps(name)}
 backend: "python"

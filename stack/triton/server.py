@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mesh.errors import Unavailable
+from local.embedded import port_is_taken
+from mesh.errors import FailedPrecondition, Unavailable
 from stack.triton import repository
 from stack.triton.install import Installation, python_library
 
@@ -20,7 +23,7 @@ MODEL = "ranker"
 _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 10.0
 _POLL_S = 0.05
-_LOG_TAIL = 5
+_COMPLAINTS = 2
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the Python backend keeps tensors
 
 
@@ -73,12 +76,15 @@ class Triton:
         """Returns when the model is served.
 
         Raises:
-            Unavailable: It does not start, or not in time; the detail has the end of its log.
+            FailedPrecondition: The port is taken, or the model is no ONNX file.
+            Unavailable: It does not start, or not in time; the detail has what it complained of.
         """
+        if port_is_taken(HOST, self._port):
+            raise FailedPrecondition(f"port {self._port} of {HOST} is taken")
         self._folder.mkdir(parents=True, exist_ok=True)
         models = self._folder / "models"
         self.version = await asyncio.to_thread(repository.write, models, MODEL, self._model)
-        self._remove_shared_memory()
+        self._remove_left_overs()
         with self.log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 # Also when we are killed, which leaves us no time to stop it.
@@ -95,11 +101,11 @@ class Triton:
             async with asyncio.timeout(_READY_WITHIN_S):
                 while not await _serves(self._port):
                     if self._process.returncode is not None:
-                        raise Unavailable(f"Triton did not start: {self._last_lines()}")
+                        raise Unavailable(f"Triton did not start: {self._complaints()}")
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             await self.stop()
-            raise Unavailable(f"Triton was not ready in time: {self._last_lines()}") from None
+            raise Unavailable(f"Triton was not ready in time: {self._complaints()}") from None
         except BaseException:
             await self.stop()
             raise
@@ -121,7 +127,7 @@ class Triton:
                 _log.warning("Triton did not stop within %.0f s; killed", _STOP_WITHIN_S)
                 process.kill()
                 await process.wait()
-        self._remove_shared_memory()
+        self._remove_left_overs()
 
     def _options(self, models: Path) -> list[str]:
         options = [
@@ -160,14 +166,19 @@ class Triton:
     def _shared_memory_prefix(self) -> str:
         return f"feedmesh_triton_{self._port}_"
 
-    def _remove_shared_memory(self) -> None:
-        """What a server that was killed left behind."""
+    def _remove_left_overs(self) -> None:
+        """What a server that was killed left behind: the Python backend, and its shared memory."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         for left in _SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
             left.unlink(missing_ok=True)
 
-    def _last_lines(self) -> str:
+    def _complaints(self) -> str:
+        """The last errors in its log."""
         lines = self.log_file.read_text(errors="replace").splitlines()
-        return " / ".join(lines[-_LOG_TAIL:])
+        errors = [line for line in lines if line.startswith(("E", "error"))]
+        return " / ".join([*errors[-_COMPLAINTS:], f"see {self.log_file}"])
 
 
 async def _serves(port: int) -> bool:
