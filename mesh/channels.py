@@ -20,16 +20,19 @@ MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 
-def open_channel(target: str, attempts: Attempts = Attempts()) -> grpc.aio.Channel:  # noqa: B008  a value
+def open_channel(
+    target: str, attempts: Attempts | None = None, *, tells_unsampled: bool = True
+) -> grpc.aio.Channel:
     """A traced channel.
 
     Args:
         target: As gRPC knows it: host:port, dns:///name:port, unix:path.
-        attempts: When a call is tried again.
+        attempts: When a call is tried again; as `Attempts` says, unless told.
+        tells_unsampled: False for a server that records whatever it is told of, sampled or not.
     """
     return grpc.aio.insecure_channel(
         target,
-        interceptors=[ClientInterceptor(target, attempts)],
+        interceptors=[ClientInterceptor(target, attempts or Attempts(), tells_unsampled)],
         options=[
             # Attempts are ours to make, each with its span.
             ("grpc.enable_retries", 0),

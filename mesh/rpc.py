@@ -46,11 +46,13 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
     Args:
         target: The channel's target, for server.address and server.port.
         attempts: When a call is tried again.
+        tells_unsampled: Whether the server is told of traces that are not sampled, too.
     """
 
-    def __init__(self, target: str, attempts: Attempts) -> None:
+    def __init__(self, target: str, attempts: Attempts, tells_unsampled: bool) -> None:
         self._server = address_of(target)
         self._attempts = attempts
+        self._tells_unsampled = tells_unsampled
 
     async def intercept_unary_unary(
         self, continuation: Continuation, client_call_details: ClientCallDetails, request: Any
@@ -82,8 +84,9 @@ class ClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         with telemetry.bare_span(method, kind=SpanKind.CLIENT, attributes=attributes) as span:
             try:
                 metadata = Metadata(*(details.metadata or ()))
-                for key, value in telemetry.inject().items():
-                    metadata[key] = value
+                if self._tells_unsampled or span.get_span_context().trace_flags.sampled:
+                    for key, value in telemetry.inject().items():
+                        metadata[key] = value
                 call = await continuation(
                     ClientCallDetails(
                         details.method, timeout, metadata, details.credentials,

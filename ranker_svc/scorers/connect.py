@@ -41,7 +41,8 @@ async def open_scorer(url: str) -> AsyncIterator[Scorer]:
             from ranker_svc.scorers.triton import TritonScorer  # noqa: PLC0415  the same
 
             target, model, number = _triton(url)
-            async with open_channel(target) as channel:
+            # Triton makes a span for whoever names a trace to it, sampled or not.
+            async with open_channel(target, tells_unsampled=False) as channel:
                 yield TritonScorer(channel, model, number)
         case other:
             raise ValueError(

@@ -142,7 +142,9 @@ class Triton:
         ]
         if self._traces_url:
             settings = (
-                *("mode=opentelemetry", "level=TIMESTAMPS", "rate=1"),
+                *("mode=opentelemetry", "level=TIMESTAMPS"),
+                # By itself it begins no trace: it takes part in those that it is told of.
+                f"rate={2**31 - 1}",
                 *(f"opentelemetry,url={self._traces_url}", "opentelemetry,bsp_schedule_delay=1000"),
                 "opentelemetry,resource=service.name=triton",
                 "opentelemetry,resource=service.namespace=feedmesh",

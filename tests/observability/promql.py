@@ -46,12 +46,6 @@ class Metric:
     about: str = ""
 
 
-# On the dashboard before it is measured; a test says when one must leave this list.
-AWAITED = {
-    "breaker_state": Metric(TARGET | {"name"}),
-}
-
-
 def exported() -> dict[str, Metric]:
     """Everything that a process of ours exports, and `up`, by the name it is queried by."""
     found = {name: Metric(TARGET) for name in (*PROCESS, "up")}

@@ -14,7 +14,6 @@ import yaml
 from mesh import metrics
 from tests.exposition import Exposition
 from tests.observability.promql import (
-    AWAITED,
     PROCESS,
     TARGET,
     Metric,
@@ -41,7 +40,7 @@ COLLECTOR: dict[str, Any] = yaml.safe_load(
 @pytest.fixture(scope="module")
 def known() -> dict[str, Metric]:
     """Everything that can be queried: what is exported, and what rules record of it."""
-    found = AWAITED | exported()
+    found = exported()
     for rule in RULES:
         if "record" in rule:
             found[rule["record"]] = Metric(labels_of(rule["expr"], found))
@@ -108,10 +107,6 @@ def test_what_can_be_queried_is_what_a_process_exports() -> None:
             assert {label for label, _ in labels} | TARGET == known[name].labels
     if sys.platform == "linux":
         assert {name for name, _ in values} >= PROCESS
-
-
-def test_what_is_measured_is_not_awaited_any_more() -> None:
-    assert AWAITED.keys() & exported().keys() == set(), "take it out of AWAITED"
 
 
 # -- the rules ----------------------------------------------------------------------------------

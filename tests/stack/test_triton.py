@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from feed.v1 import ranker_pb2 as r
 from feed.v1.ranker_pb2_grpc import RankerServiceStub
+from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
@@ -21,6 +22,7 @@ from mesh import telemetry
 from mesh.breaker import State
 from mesh.channels import call
 from mesh.errors import FailedPrecondition
+from mesh.otlp import Span
 from mesh.settings import Settings
 from ranker_svc.features import FEATURES, Matrix
 from ranker_svc.scorers import heuristic
@@ -30,6 +32,7 @@ from stack.triton import heuristic as heuristic_model
 from stack.triton.install import Installation, install
 from stack.triton.server import Triton
 from tests.eventually import eventually
+from tests.fixtures.mesh import running_mesh
 from tests.fixtures.otlp import OtlpReceiver
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
@@ -239,3 +242,56 @@ async def test_every_request_is_one_trace_into_tritons_own_span(
     assert sorted(parents()) == sorted(ours)
     kinds = {span.kind for _, span in receiver.spans() if span.name == "InferRequest"}
     assert kinds == {SpanKind.SERVER.value + 1}, "OTLP counts from 1"
+
+
+async def test_a_trace_that_is_not_kept_leaves_nothing_in_triton_either(
+    triton: Triton, serve: Serve, receiver: OtlpReceiver
+) -> None:
+    receiver.resource_spans.clear()
+    unsampled = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    async with serve(server, model_url=triton.url) as channel:
+        with trace.use_span(unsampled):
+            for _ in range(20):
+                assert (await rank(channel)).model_version == VERSION
+        with telemetry.span("kept") as kept:
+            await rank(channel)
+
+    def infers() -> list[bytes]:
+        return [s.trace_id for service, s in receiver.spans() if s.name == "InferRequest"]
+
+    # Triton sends in the order in which it answered: when this one is there, all are.
+    await eventually(infers)
+    assert infers() == [kept.get_span_context().trace_id.to_bytes(16)]
+
+
+@pytest.mark.timeout(300)
+async def test_a_hundred_feeds_are_a_hundred_traces_from_rest_into_triton(
+    installation: Installation, model: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with running_mesh(FEED_MODEL_URL=f"triton://127.0.0.1:{port}/ranker") as mesh:
+        traces_url = f"{mesh.receiver.http_endpoint}/v1/traces"
+        async with running(Triton(installation, model, tmp_path / "triton", port, traces_url)):
+            author, reader = await mesh.sign_up("author"), await mesh.sign_up("reader")
+            await mesh.client.put(f"/user/{author.user_id}/follow", headers=reader.headers)
+            for number in range(3):
+                await mesh.post(author, f"Number {number}.")
+
+            async def ranked_by_triton() -> bool:
+                page = await mesh.feed(reader)
+                return bool(page["items"]) and not page["degraded"]
+
+            await eventually(ranked_by_triton, within_s=60)
+            pages = [await mesh.feed(reader) for _ in range(100)]
+            assert [page for page in pages if page["degraded"]] == []
+
+            def joined(spans: Sequence[Span]) -> bool:
+                ours, theirs = [
+                    [s for s in spans if (s.name, s.kind) == wanted]
+                    for wanted in ((INFER, "CLIENT"), ("InferRequest", "SERVER"))
+                ]
+                assert len(ours) == len(theirs) == 1
+                return theirs[0].parent_id == ours[0].span_id and theirs[0].service == "triton"
+
+            for page in pages:
+                await mesh.whole(page["trace_id"], joined)
