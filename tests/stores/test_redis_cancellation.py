@@ -20,23 +20,27 @@ AT_ONCE = 20
 REPEATS = (1, 1, 1, 20_000)
 
 
+# A machine that is busy with other things is not what is tested here.
+PATIENT = "socket_timeout=30&socket_connect_timeout=30&timeout=30"
+
+
 @pytest.fixture(params=["tcp", "unix socket", "few connections"])
 async def client(
     request: pytest.FixtureRequest, valkey_url: str, short_dir: Path
 ) -> AsyncIterator[Redis]:
     match request.param:
         case "tcp":
-            client = open_redis(valkey_url)
+            client = open_redis(f"{valkey_url}?{PATIENT}")
             yield client
             await client.aclose()
         case "few connections":
-            client = open_redis(f"{valkey_url}?max_connections=4&timeout=10")
+            client = open_redis(f"{valkey_url}?max_connections=4&{PATIENT}")
             yield client
             await client.aclose()
         case "unix socket":
             valkey = Valkey(short_dir / "data", free_port(), ("--unixsocket", f"{short_dir}/s"))
             await valkey.start()
-            client = open_redis(f"unix://{short_dir}/s")
+            client = open_redis(f"unix://{short_dir}/s?{PATIENT}")
             yield client
             await client.aclose()
             await valkey.stop()
