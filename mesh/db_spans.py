@@ -5,7 +5,6 @@ one, CANCELLED when the caller went away or its time was up, else the exception'
 stay out of spans: databases repeat people's data in them.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ class Database:
 
     def error_type(self, error: BaseException) -> str:
         """What spans and metrics call the error."""
-        if isinstance(error, asyncio.CancelledError):
-            return "CANCELLED"
         return self.status_code(error) or telemetry.error_type(error)
 
 
