@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ _SERVING = ("mesh", "vectors", "valkey")
 
 @dataclass
 class Subject:
-    """An installation, and what its feeds took: milliseconds each, CPU milliseconds a feed."""
+    """An installation, and what its feeds took in each round: median and CPU, milliseconds."""
 
     installation: Installation
     reader: Person
@@ -39,25 +39,28 @@ class Subject:
 
     async def round(self, feeds: int) -> None:
         """Makes some feeds, one after another."""
-        before = self._cpu_s()
+        before, took = self._cpu_s(), []
         for _ in range(feeds):
             started = time.perf_counter()
             await self.installation.feed(self.reader)
-            self.took.append((time.perf_counter() - started) * 1000)
+            took.append((time.perf_counter() - started) * 1000)
+        self.took.append(statistics.median(took))
         self.cpu.append((self._cpu_s() - before) * 1000 / feeds)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.took.clear()
+        self.cpu.clear()
 
     def _cpu_s(self) -> float:
         pids = self.installation.pids()
         times = [psutil.Process(pids[name]).cpu_times() for name in _SERVING]
         return sum(each.user + each.system for each in times)
 
-    @property
-    def p50(self) -> float:
-        return statistics.median(self.took)
 
-    @property
-    def cpu_a_feed(self) -> float:
-        return statistics.median(self.cpu)
+def ratio(values: Sequence[float], floor: Sequence[float]) -> float:
+    """The median of the rounds' ratios: the machine's speed changes, but not within a round."""
+    return statistics.median(a / b for a, b in zip(values, floor, strict=True))
 
 
 @asynccontextmanager
@@ -89,8 +92,8 @@ async def _subject(folder: Path, **env: str) -> AsyncIterator[Subject]:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--feeds", type=int, default=40, help="feeds a round")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--feeds", type=int, default=10, help="feeds a round")
     options = parser.parse_args()
     async with AsyncExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="feed-")))
@@ -104,19 +107,22 @@ async def main() -> None:
             name: await running.enter_async_context(_subject(folder / f"{n}", **more))
             for n, (name, more) in enumerate(env.items())
         }
-        for subject in subjects.values():
-            await subject.round(options.feeds)
-            subject.took.clear()
-            subject.cpu.clear()
+        order = list(subjects.values())
+        for subject in order:
+            await subject.round(10 * options.feeds)
+            subject.forget()
         for _ in range(options.rounds):
-            for subject in subjects.values():
+            for subject in order:
                 await subject.round(options.feeds)
+            # Whoever came first comes last: a drift within rounds favours nobody.
+            order.append(order.pop(0))
         off = subjects[OFF]
         print(f"{'traces sampled':16}{'p50 ms':>8}{'ratio':>7}{'CPU ms a feed':>15}{'ratio':>7}")
         for name, subject in subjects.items():
+            took, cpu = statistics.median(subject.took), statistics.median(subject.cpu)
             print(
-                f"{name:16}{subject.p50:8.1f}{subject.p50 / off.p50:7.2f}"
-                f"{subject.cpu_a_feed:15.1f}{subject.cpu_a_feed / off.cpu_a_feed:7.2f}"
+                f"{name:16}{took:8.1f}{ratio(subject.took, off.took):7.2f}"
+                f"{cpu:15.1f}{ratio(subject.cpu, off.cpu):7.2f}"
             )
 
 
