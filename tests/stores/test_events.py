@@ -97,12 +97,12 @@ async def read_all(subscription: Subscription, count: int, at_once: int = 100) -
 
 
 async def test_a_record_arrives_as_it_was_published(log: EventLog) -> None:
-    value, headers = b'{"text":"\xc3\xa9\\n"}', {"event_id": "e1", "traceparent": "00-ab"}
+    value, headers = b'{"text":"\xc3\xa9\\n"}', {"event_id": "e1", "origin": "here"}
     await log.publish([OutgoingRecord(POSTS, "42", value, headers)])
     async with joined(log) as subscription:
         [arrived] = await subscription.read(10, 5)
     assert (arrived.topic, arrived.key, arrived.value) == (POSTS, "42", value)
-    assert arrived.headers == headers
+    assert {name: arrived.headers[name] for name in headers} == headers
     assert arrived.event_id == "e1"
     assert arrived.redeliveries == 0
 

@@ -154,10 +154,10 @@ async def test_a_command_says_what_it_does_to_which_keys(
         ),
         pytest.param(
             False,
-            [("GET", "feed:{1}"), ("ECHO", "alice"), ("GET", "popular")],
+            [("GET", "feed:{1}"), ("ECHO", "alice"), ("ZCARD", "popular")],
             "PIPELINE",
             "PIPELINE",
-            "GET feed:?; ECHO ?; GET popular",
+            "GET feed:?; ECHO ?; ZCARD popular",
             id="of several kinds",
         ),
         pytest.param(
