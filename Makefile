@@ -48,8 +48,9 @@ stubs: gen ## Builds the stubs as a wheel that other teams install: dist/feedmes
 run: setup ## Starts everything on the embedded defaults and prints how to use it
 	@$(BIN)/python -m local
 
-test: setup ## Runs the tests
-	@$(BIN)/python -m pytest
+# A file's tests stay together, because they share what they start.
+test: setup ## Runs the tests, in as many processes as there are cores, up to four
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py

@@ -93,7 +93,7 @@ def stop_if_cancelled() -> None:
     """Ends this task if it was cancelled and did not notice. Every endless loop asks here.
 
     asyncio.wait_for of Python 3.11 loses a cancellation that arrives just when what it waits for is
-    done, and redis-py sends every command through it: under load, one in three got lost.
+    done. `stores.redis_connections` keeps that out of our own calls; a library may still do it.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -16,9 +16,13 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from rich.progress import Progress
 
-from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
+from local.demo.load import load
+from local.demo.world import DEMO_PASSWORD, DEMO_TASTES, DEMO_USERNAME
 from local.embedded import port_is_taken
+from stores.connect import Connections
+from stores.mailboxes.timelines import Timelines
 from tests.exposition import Exposition
 from tests.fixtures.installation import ROOT, Installation
 from tests.fixtures.valkey import free_port
@@ -44,7 +48,13 @@ async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Instal
     """With the demo world."""
     folder = tmp_path_factory.mktemp("demo") / "data"
     metrics_port = str(two_free_ports_in_a_row())
-    installation = Installation(folder, FEED_DEMO="true", FEED_METRICS_PORT=metrics_port)
+    installation = Installation(
+        folder,
+        FEED_DEMO="true",
+        FEED_METRICS_PORT=metrics_port,
+        # The machine may be busy, and no test here is about how fast it is.
+        FEED_FEED_DEADLINE_S="10",
+    )
     await installation.start()
     yield installation
     await installation.stop()
@@ -64,6 +74,38 @@ async def demo_reader(demo: Installation) -> Person:
     )
     assert login.status_code == 200, login.text
     return Person("", DEMO_USERNAME, {"Authorization": f"Bearer {login.json()['access_token']}"})
+
+
+async def test_the_demo_world_is_loaded_once_and_has_what_one_looks_for(
+    demo: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Connections(demo.settings) as stores:
+        me = await stores.users().credentials(DEMO_USERNAME)
+        assert me is not None
+        assert me.password_hash is not None
+        around = await stores.graph().neighborhood(me.user.user_id)
+        assert 20 <= len(around.following) <= 30
+        newest = await Timelines(stores.mailboxes(), stores.posts()).recent_by_authors(
+            around.following, 100
+        )
+        assert sum(map(len, newest.values())) > 60
+        posts = await stores.posts().page(0, 1000)
+        assert len(posts) == 600
+        pictured = [post for post in posts if post.media]
+        data, content_type = await stores.media().get(pictured[0].media[0].key)
+        assert (content_type, data[:2]) == ("image/jpeg", b"\xff\xd8")
+
+        taste = (await stores.features().user(me.user.user_id)).interest_vector
+        assert taste is not None
+        vectors = await stores.vectors().retrieve([post.post_id for post in posts])
+        close = sorted(posts, key=lambda post: -float(vectors[post.post_id] @ taste))[:30]
+        assert sum(post.tags[0] in DEMO_TASTES for post in close) > 15
+
+        def never(*_: object) -> None:
+            raise AssertionError("it was loaded before")
+
+        monkeypatch.setattr(Progress, "add_task", never)
+        await load(stores, demo.settings, Progress(disable=True))
 
 
 async def test_the_demo_readers_first_feed_is_full_blended_and_whole(demo: Installation) -> None:

@@ -18,7 +18,7 @@ from tests.eventually import eventually
 from tests.fixtures.mesh import Mesh, running_mesh
 from tests.fixtures.world import Person
 
-REQUESTS = int(os.environ.get("FEED_TEST_REQUESTS", "250"))
+REQUESTS = int(os.environ.get("FEED_TEST_REQUESTS", "160"))
 CONCURRENCY = 8
 Send = Callable[["Crowd", Person], Awaitable[httpx.Response]]
 

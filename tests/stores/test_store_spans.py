@@ -32,6 +32,7 @@ from stores.events.redis import RedisEventLog
 from stores.redis_client import open_redis
 from stores.sql.database import Database
 from stores.sql.tables import pulled_authors, users
+from tests.fixtures.spans import service
 from tests.fixtures.sql import fresh_id
 from tests.fixtures.valkey import free_port
 
@@ -71,8 +72,12 @@ async def send(client: Any, *command: object) -> Any:
 
 
 def operations(spans: InMemorySpanExporter) -> list[ReadableSpan]:
-    """The finished CLIENT spans, in the order in which they began."""
-    found = [span for span in spans.get_finished_spans() if span.kind is SpanKind.CLIENT]
+    """The finished CLIENT spans of no service, in the order in which they began.
+
+    Services of other tests may be at work in this process.
+    """
+    finished = spans.get_finished_spans()
+    found = [s for s in finished if s.kind is SpanKind.CLIENT and service(s) == telemetry.SCOPE]
     return sorted(found, key=lambda span: span.start_time or 0)
 
 
