@@ -11,7 +11,6 @@ from fastapi import Depends, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import BaseModel
@@ -22,10 +21,8 @@ from gateway.body_limit import MAX_BYTES, BodyLimit
 from gateway.connection import while_connected
 from gateway.edge import Gateway
 from gateway.schemas import InId, parse_id
-from mesh import telemetry
 from mesh.errors import NotFound, ResourceExhausted, Unavailable
 from mesh.ids import MAX_ID
-from mesh.settings import Settings
 from tests.eventually import eventually
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -103,19 +100,6 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://feed.test") as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    exporter = InMemorySpanExporter()
-    telemetry.setup(Settings(), SimpleSpanProcessor(exporter))
-    return exporter
-
-
-@pytest.fixture
-def spans(exporter: InMemorySpanExporter) -> InMemorySpanExporter:
-    exporter.clear()
-    return exporter
 
 
 def the_server_span(spans: InMemorySpanExporter) -> ReadableSpan:

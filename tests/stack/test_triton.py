@@ -13,7 +13,6 @@ import pytest
 from feed.v1 import ranker_pb2 as r
 from feed.v1.ranker_pb2_grpc import RankerServiceStub
 from opentelemetry import trace
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 from prometheus_client.registry import REGISTRY
@@ -77,14 +76,6 @@ async def triton(
     traces_url = f"{receiver.http_endpoint}/v1/traces"
     async with running(Triton(installation, model, folder, free_port(), traces_url)) as started:
         yield started
-
-
-@pytest.fixture(scope="session")
-def spans(settings: Settings) -> InMemorySpanExporter:
-    """The spans of our own services."""
-    exporter = InMemorySpanExporter()
-    telemetry.setup(settings, SimpleSpanProcessor(exporter))
-    return exporter
 
 
 @asynccontextmanager

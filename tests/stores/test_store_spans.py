@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode
 from prometheus_client.registry import REGISTRY
@@ -26,7 +25,6 @@ from sqlalchemy.exc import IntegrityError
 from mesh import deadlines, metrics, redis_spans, sql_spans, telemetry
 from mesh.errors import Unavailable
 from mesh.redis_spans import LuaScript
-from mesh.settings import Settings
 from stores.events.port import Topic
 from stores.events.redis import RedisEventLog
 from stores.redis_client import open_redis
@@ -41,20 +39,6 @@ SLOW = text(
     "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 2000000)"
     " SELECT count(*) FROM n"
 )
-
-
-@pytest.fixture(scope="module")
-def every_span() -> InMemorySpanExporter:
-    exporter = InMemorySpanExporter()
-    telemetry.setup(Settings(), SimpleSpanProcessor(exporter))
-    return exporter
-
-
-@pytest.fixture
-def spans(every_span: InMemorySpanExporter) -> InMemorySpanExporter:
-    """The spans that end during the test."""
-    every_span.clear()
-    return every_span
 
 
 @pytest.fixture
