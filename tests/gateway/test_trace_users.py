@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gateway.trace_users import TraceUsers, query
 
-IDS = st.integers(1, 2**63 - 1)
+IDS = st.integers(2**40, 2**63 - 1)
 
 
 @given(IDS)
