@@ -48,9 +48,10 @@ stubs: gen ## Builds the stubs as a wheel that other teams install: dist/feedmes
 run: setup ## Starts everything on the embedded defaults and prints how to use it
 	@$(BIN)/python -m local
 
-# A file's tests stay together, because they share what they start.
+# A file's tests stay together, because they share what they start; those of few but long tests
+# come first, so that no process is left alone with one.
 test: setup ## Runs the tests, in as many processes as there are cores, up to four
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
