@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -315,8 +316,10 @@ async def test_a_cancelled_command_is_an_error(
 async def test_commands_of_concurrent_requests_are_below_their_own(
     client: Redis, spans: InMemorySpanExporter
 ) -> None:
+    spans_of = uuid4().hex
+
     async def request(number: int) -> None:
-        with telemetry.span(f"request {number}"):
+        with telemetry.span(f"{spans_of} {number}"):
             for _ in range(3):
                 await client.set("feed:{shared}", number)
                 async with client.pipeline(transaction=False) as pipe:
@@ -325,16 +328,16 @@ async def test_commands_of_concurrent_requests_are_below_their_own(
                     await pipe.execute()
 
     await asyncio.gather(*map(request, range(50)))
-    assert_each_request_has(spans, 50, {"SET feed": 3, "PIPELINE GET feed": 3})
+    assert_each_request_has(spans, spans_of, 50, {"SET feed": 3, "PIPELINE GET feed": 3})
 
 
 def assert_each_request_has(
-    spans: InMemorySpanExporter, requests: int, expected: dict[str, int]
+    spans: InMemorySpanExporter, spans_of: str, requests: int, expected: dict[str, int]
 ) -> None:
     parents = {
         span.context.span_id: span
         for span in spans.get_finished_spans()
-        if span.name.startswith("request") and span.context
+        if span.name.startswith(spans_of) and span.context
     }
     assert len(parents) == requests
     for parent in parents.values():
@@ -556,8 +559,10 @@ async def test_a_cancelled_statement_ends_at_once(
 async def test_statements_of_concurrent_requests_are_below_their_own(
     database: Database, spans: InMemorySpanExporter
 ) -> None:
+    spans_of = uuid4().hex
+
     async def request(number: int) -> None:
-        with telemetry.span(f"request {number}"):
+        with telemetry.span(f"{spans_of} {number}"):
             async with database.read() as connection:
                 for _ in range(2):
                     await connection.execute(select(pulled_authors).limit(1))
@@ -566,7 +571,7 @@ async def test_statements_of_concurrent_requests_are_below_their_own(
 
     await asyncio.gather(*map(request, range(50)))
     expected = {"SELECT pulled_authors": 2, "BEGIN": 1, "INSERT pulled_authors": 1, "COMMIT": 1}
-    assert_each_request_has(spans, 50, expected)
+    assert_each_request_has(spans, spans_of, 50, expected)
 
 
 async def test_a_statement_of_a_trace_that_is_not_kept_is_only_timed(
