@@ -13,6 +13,26 @@ _RESTART_AFTER_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_AFTER_S = 30.0
 
 
+async def end(process: asyncio.subprocess.Process | None, name: str, grace_s: float) -> None:
+    """Asks the process to stop, and kills it when that takes longer; nothing if it has ended.
+
+    Args:
+        process: None where it was never started.
+        name: For the log line.
+        grace_s: Seconds it may take to stop.
+    """
+    if process is None or process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(grace_s):
+            await process.wait()
+    except TimeoutError:
+        _log.warning("%s did not stop within %.0f s; killed", name, grace_s)
+        process.kill()
+        await process.wait()
+
+
 class Child:
     """`python -m module args...`, started again whenever it dies, until it is stopped.
 
@@ -56,17 +76,7 @@ class Child:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(self._grace_s):
-                await process.wait()
-        except TimeoutError:
-            _log.warning("%s did not stop within %.0f s; killed", self._name, self._grace_s)
-            process.kill()
-            await process.wait()
+        await end(self._process, self._name, self._grace_s)
 
     async def _spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(

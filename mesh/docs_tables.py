@@ -82,10 +82,8 @@ def _page(title: str, *parts: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace(
-        "| --- |" + " --- |" * (len(head) - 1), "|" + "---|" * len(head)
-    )
+    head_line, *row_lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
+    return "\n".join([head_line, "|" + "---|" * len(head), *row_lines])
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from feed.v1.events_pb2 import EngagementEvent, GraphEvent, ImpressionEvent, Pos
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation as untraced
 from opentelemetry.trace import Link, SpanKind
-from opentelemetry.util.types import AttributeValue
 
 from mesh import metrics, telemetry
 from mesh.errors import DeadlineExceeded, FeedError, InvalidArgument, Unavailable
 from mesh.ids import now_ms
 from stores.events.codec import decode
 from stores.events.port import EventLog, Record, Subscription, Topic
+from stores.events.spans import messaging
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ class Consumer:
 
     async def _bury(self, record: Record, error: Exception) -> None:
         reason = f"{telemetry.error_type(error)}: {error}"
-        attributes = {**self._attributes(record.topic, "send"), "feed.dead_reason": reason}
+        attributes = {**messaging(self._system, record.topic, "send"), "feed.dead_reason": reason}
         attempt = 0
         while True:
             stop_if_cancelled()
@@ -278,7 +278,7 @@ class Consumer:
     def _processing(self, deliveries: Sequence[Delivery], attempt: int) -> Iterator[None]:
         records = [delivery.record for delivery in deliveries]
         topic = records[0].topic
-        attributes = self._attributes(topic, "process")
+        attributes = messaging(self._system, topic, "process")
         attributes["messaging.consumer.group.name"] = self._worker.group
         if len(records) == 1:
             attributes["messaging.message.id"] = records[0].event_id
@@ -299,14 +299,6 @@ class Consumer:
             links=links,
         ):
             yield
-
-    def _attributes(self, topic: str, operation: str) -> dict[str, AttributeValue]:
-        return {
-            "messaging.system": self._system,
-            "messaging.destination.name": topic,
-            "messaging.operation.name": operation,
-            "messaging.operation.type": operation,
-        }
 
     def _count(self, record: Record, outcome: str) -> None:
         metrics.EVENTS_HANDLED.labels(record.topic, self._worker.group, outcome).inc()

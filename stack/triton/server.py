@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from local.children import end
 from local.embedded import port_is_taken
 from mesh.errors import FailedPrecondition, Unavailable
 from stack.triton import repository
@@ -117,16 +118,7 @@ class Triton:
 
     async def stop(self) -> None:
         """Stops the server, and kills it when that takes too long."""
-        process = self._process
-        if process is not None and process.returncode is None:
-            process.terminate()
-            try:
-                async with asyncio.timeout(_STOP_WITHIN_S):
-                    await process.wait()
-            except TimeoutError:
-                _log.warning("Triton did not stop within %.0f s; killed", _STOP_WITHIN_S)
-                process.kill()
-                await process.wait()
+        await end(self._process, "Triton", _STOP_WITHIN_S)
         self._remove_left_overs()
 
     def _options(self, models: Path) -> list[str]:

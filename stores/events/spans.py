@@ -47,13 +47,18 @@ def sending(system: str, records: Sequence[OutgoingRecord]) -> Iterator[list[Out
         yield sent
 
 
-def _attributes(system: str, first: OutgoingRecord, count: int) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {
+def messaging(system: str, topic: str, operation: str) -> dict[str, AttributeValue]:
+    """What the conventions want of every span about events; `operation` is send or process."""
+    return {
         "messaging.system": system,
-        "messaging.destination.name": first.topic,
-        "messaging.operation.name": "send",
-        "messaging.operation.type": "send",
+        "messaging.destination.name": topic,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
     }
+
+
+def _attributes(system: str, first: OutgoingRecord, count: int) -> dict[str, AttributeValue]:
+    attributes = messaging(system, first.topic, "send")
     if count == 1:
         attributes["messaging.message.id"] = first.headers.get("event_id", "")
     else:
