@@ -56,8 +56,26 @@ test: setup ## Runs the tests, in as many processes as there are cores, up to fo
 check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
 
-test-triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
+test-stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
+	@$(BIN)/python -m stack up $(SERVERS)
+
+stack-status: setup ## Shows the real servers
+	@$(BIN)/python -m stack status $(SERVERS)
+
+stack-stop: setup ## Stops the real servers; their data stays in .feed/stack
+	@$(BIN)/python -m stack down $(SERVERS)
+
+triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
 	@$(BIN)/python -m stack.triton --install && $(BIN)/python -m pytest -m stack tests/stack/test_triton.py
+
+stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
+	@$(BIN)/python -m stack up $(SERVERS)
+
+stack-status: setup ## Shows the real servers
+	@$(BIN)/python -m stack status $(SERVERS)
+
+stack-stop: setup ## Stops the real servers; their data stays in .feed/stack
+	@$(BIN)/python -m stack down $(SERVERS)
 
 triton: setup ## Starts a real Triton with the ranking model; ARGS=--help lists its options
 	@$(BIN)/python -m stack.triton $(ARGS)

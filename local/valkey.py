@@ -165,7 +165,7 @@ class Valkey:
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
                 while self._process.returncode is None:
-                    if await _answers(self._port):
+                    if await answers(self._port):
                         return
                     await asyncio.sleep(_POLL_S)
             raise Unavailable(f"Valkey did not start: {self._last_lines()}")
@@ -204,7 +204,7 @@ class Valkey:
         return self._dir / "valkey.log"
 
 
-async def _answers(port: int) -> bool:
+async def answers(port: int) -> bool:
     """Whether a server there says PONG, which one that still loads its data does not."""
     try:
         async with asyncio.timeout(1):

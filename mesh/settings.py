@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     stack_cache: Path = Field(
         Path("~/.cache/feedmesh"), description="Folder that real servers are installed into, once."
     )
+    stack_port: int = Field(14000, description="First of the 20 ports of `make stack`.")
 
     # -- what a process listens on ------------------------------------------------------------
     host: str = Field("127.0.0.1", description="Address that servers bind to.")

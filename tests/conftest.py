@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fixtures.spans",
     "tests.fixtures.sql",
+    "tests.fixtures.stack",
     "tests.fixtures.valkey",
     "tests.fixtures.vectors",
     "tests.fixtures.world",

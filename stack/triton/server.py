@@ -100,7 +100,7 @@ class Triton:
             )
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
-                while not await _serves(self._port):
+                while not await serves(self._port):
                     if self._process.returncode is not None:
                         raise Unavailable(f"Triton did not start: {self._complaints()}")
                     await asyncio.sleep(_POLL_S)
@@ -175,7 +175,8 @@ class Triton:
         return " / ".join([*errors[-_COMPLAINTS:], f"see {self.log_file}"])
 
 
-async def _serves(port: int) -> bool:
+async def serves(port: int) -> bool:
+    """Whether a Triton listens there, with its model loaded."""
     async with grpc.aio.insecure_channel(f"{HOST}:{port}") as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:

@@ -1,0 +1,42 @@
+"""MinIO, an S3 server, from the Go module proxy."""
+
+import httpx
+
+from stack import golang
+from stack.daemon import Server
+from stack.place import HOST, Place, Port
+
+_PACKAGE = "github.com/minio/minio"
+_VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
+# A stack is on loopback, for development and tests.
+_USER, _PASSWORD = "feedmesh", "feedmesh-stack"
+BUCKET = "feed-media"
+
+
+async def server(place: Place) -> Server:
+    """One server over one folder."""
+    program = await golang.installed(place, _PACKAGE, _VERSION)
+    port = place.port(Port.MINIO)
+
+    async def is_healthy() -> bool:
+        async with httpx.AsyncClient(timeout=1) as client:
+            answer = await client.get(f"http://{HOST}:{port}/minio/health/ready")
+            return answer.status_code == 200
+
+    return Server(
+        name="minio",
+        version="2026-02-12",
+        command=[
+            *(str(program), "server", "--quiet", "--address", f"{HOST}:{port}"),
+            str(place.data("minio") / "data"),
+        ],
+        url=f"s3+http://{_USER}:{_PASSWORD}@{HOST}:{port}/{BUCKET}",
+        ports=[port],
+        is_healthy=is_healthy,
+        env={
+            "MINIO_ROOT_USER": _USER,
+            "MINIO_ROOT_PASSWORD": _PASSWORD,
+            "MINIO_BROWSER": "off",
+            "MINIO_UPDATE": "off",
+        },
+    )

@@ -1,0 +1,69 @@
+"""The whole stack: which servers there are, in which order they start, and what finds them."""
+
+import asyncio
+import importlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+from stack.daemon import Daemon, Server
+from stack.place import Place
+
+# Each a module of `stack.servers`.
+SERVERS = ("valkey", "tidb", "minio", "triton", "vectors")
+# The setting that each server's URL goes to.
+_SETTINGS = {
+    "valkey": "FEED_REDIS_URL",
+    "tidb": "FEED_SQL_URL",
+    "vectors": "FEED_VECTORS_URL",
+    "triton": "FEED_MODEL_URL",
+}
+
+
+async def describe(place: Place, names: Sequence[str] = SERVERS) -> dict[str, Server]:
+    """The servers by name; installs what is not installed yet, one after another.
+
+    Raises:
+        FailedPrecondition: One does not install.
+    """
+    servers: dict[str, Server] = {}
+    for name in names:
+        module: ModuleType = importlib.import_module(f"stack.servers.{name}")
+        servers[name] = await module.server(place)
+    return servers
+
+
+def daemons(place: Place, servers: Mapping[str, Server]) -> dict[str, Daemon]:
+    """What runs the servers, by name."""
+    return {name: Daemon(server, place) for name, server in servers.items()}
+
+
+async def start(running: Mapping[str, Daemon]) -> None:
+    """Starts all, each once those that it comes after are healthy, and prepares them.
+
+    Raises:
+        FailedPrecondition, Unavailable: One does not start; the others are left as they are.
+    """
+    started = {name: asyncio.Event() for name in running}
+
+    async def bring_up(name: str, daemon: Daemon) -> None:
+        for before in daemon.server.after:
+            await started[before].wait()
+        await daemon.start()
+        started[name].set()
+
+    await asyncio.gather(*(bring_up(name, daemon) for name, daemon in running.items()))
+
+
+async def stop(running: Mapping[str, Daemon]) -> None:
+    """Stops all, those first that come after others."""
+    left = dict(running)
+    while left:
+        needed = {before for daemon in left.values() for before in daemon.server.after}
+        last = {name: daemon for name, daemon in left.items() if name not in needed}
+        await asyncio.gather(*(daemon.stop() for daemon in last.values()))
+        left = {name: daemon for name, daemon in left.items() if name in needed}
+
+
+def environment(servers: Mapping[str, Server]) -> dict[str, str]:
+    """The FEED_* variables with which the mesh uses these servers."""
+    return {_SETTINGS[name]: server.url for name, server in servers.items() if name in _SETTINGS}
