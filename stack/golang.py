@@ -5,8 +5,8 @@ from pathlib import Path
 from stack.installing import once, run
 from stack.place import Place
 
-# Without version control: a checkout around the build folder is none of the program's business.
-_ENV = {"GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0"}
+# A checkout around the build folder is none of the program's business.
+_ENV = {"GOFLAGS": "-mod=mod -buildvcs=false"}
 
 
 async def installed(place: Place, package: str, version: str) -> Path:
@@ -24,7 +24,7 @@ async def installed(place: Place, package: str, version: str) -> Path:
     name = program(package)
 
     async def build(folder: Path) -> None:
-        env = {**_ENV, "GOFLAGS": "-buildvcs=false", "GOBIN": str(folder)}
+        env = {"GOFLAGS": "-buildvcs=false", "GOBIN": str(folder)}
         await run("go", "install", target, cwd=folder, env=env)
 
     return await once(place.cache, name, target.encode(), build) / name
