@@ -26,7 +26,7 @@ from mesh.lifecycle import until_stopped
 from mesh.settings import Settings
 from stores.connect import Connections
 
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 # What `make run` has where the user did not say otherwise: one wants to look inside.
 DEFAULTS = {"debug_traces": 500, "metrics_port": 9464}
 

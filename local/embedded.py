@@ -15,7 +15,7 @@ from mesh.settings import Settings
 from stores.connect import Connections
 from stores.sql.migrate import migrate
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 
 
 class AlreadyRunning(OSError):

@@ -22,7 +22,8 @@ FOLLOWERS = 20_000
 KILLS = 20
 
 
-@pytest.fixture(scope="module")
+# Of each test its own: what one leaves behind dead must not fail another, or its second try.
+@pytest.fixture
 async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
     # Above the limit the author would be pulled; here every follower is pushed to.
     installation = Installation(
@@ -33,7 +34,7 @@ async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     await installation.stop()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_a_fan_out_killed_midway_reaches_every_active_follower_once(
     installation: Installation,
 ) -> None:
@@ -63,7 +64,7 @@ async def test_a_fan_out_killed_midway_reaches_every_active_follower_once(
             return sum(1 for ids in boxes if ids == [post_id])
 
         # Progress is kept only while the fan-out is under way: some have it and some do not.
-        await eventually(lambda: store.progress(f"fanout:{post_id}"), within_s=20, every_s=0.001)
+        await eventually(lambda: store.progress(f"fanout:{post_id}"), within_s=60, every_s=0.001)
         await installation.kill("workers")
         at_kill = await reached()
         assert 0 < at_kill < FOLLOWERS
@@ -72,10 +73,10 @@ async def test_a_fan_out_killed_midway_reaches_every_active_follower_once(
             assert await reached() == FOLLOWERS
             return True
 
-        await eventually(everyone, within_s=60, every_s=0.2)
+        await eventually(everyone, within_s=120, every_s=0.2)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
     installation: Installation,
 ) -> None:
@@ -110,13 +111,13 @@ async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
     targets: list[Process] = ["mesh", "workers", "vectors", "valkey", "launcher"]
     for kill in range(KILLS):
         enough = len(acknowledged) + 3
-        await eventually(partial(_at_least, acknowledged, enough), within_s=30)
+        await eventually(partial(_at_least, acknowledged, enough), within_s=60)
         target = targets[kill % len(targets)]
         await asyncio.sleep(chosen.uniform(0, 0.2))
         await installation.kill(target)
         if target == "launcher":
             await installation.start()
-        await eventually(installation.is_ready, within_s=30, every_s=0.05)
+        await eventually(installation.is_ready, within_s=90, every_s=0.05)
     stop.set()
     await posting
 
@@ -139,7 +140,7 @@ async def test_no_acknowledged_post_is_lost_whichever_process_is_killed(
             assert set(vectors) == wanted
             return True
 
-        await eventually(arrived, within_s=60, every_s=0.2)
+        await eventually(arrived, within_s=120, every_s=0.2)
 
 
 def _at_least(items: list[str], count: int) -> bool:

@@ -53,7 +53,7 @@ async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Instal
         FEED_DEMO="true",
         FEED_METRICS_PORT=metrics_port,
         # The machine may be busy, and no test here is about how fast it is.
-        FEED_FEED_DEADLINE_S="10",
+        FEED_FEED_DEADLINE_S="45",
     )
     await installation.start()
     yield installation
