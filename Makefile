@@ -59,6 +59,9 @@ check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, a
 test-stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
 	@$(BIN)/python -m stack up $(SERVERS)
 
+run-stack: setup ## Starts the mesh on the real servers (and those, if need be), each service its own process
+	@$(BIN)/python -m stack.run
+
 stack-status: setup ## Shows the real servers
 	@$(BIN)/python -m stack status $(SERVERS)
 
@@ -70,6 +73,9 @@ triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86
 
 stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
 	@$(BIN)/python -m stack up $(SERVERS)
+
+run-stack: setup ## Starts the mesh on the real servers (and those, if need be), each service its own process
+	@$(BIN)/python -m stack.run
 
 stack-status: setup ## Shows the real servers
 	@$(BIN)/python -m stack status $(SERVERS)
