@@ -1,0 +1,84 @@
+"""`python -m stack.temporary COMMAND ...`: a command on a stack of its own, which then goes.
+
+The command finds the stack by FEED_STACK_PORT and FEED_DATA_DIR.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from local.embedded import port_is_taken
+from mesh import logs
+from mesh.errors import FeedError
+from mesh.settings import Settings
+from stack.daemon import Daemon
+from stack.place import HOST, Place, Port
+from stack.stack import daemons, describe, start, stop
+
+# Below those that systems give to clients.
+_PORTS = range(15_000, 32_000, 20)
+_LAST_LINES = 20
+
+
+async def run(command: list[str], settings: Settings) -> int:
+    """The command's exit code.
+
+    Raises:
+        FeedError: A server does not install or start.
+    """
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="feed-"))
+    place = Place(_free_ports(), folder / "stack", settings.stack_cache.expanduser())
+    try:
+        running = daemons(place, await describe(place))
+        print(f"stack installed after {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            await start(running)
+            print(f"stack healthy after {time.monotonic() - began:.0f} s", flush=True)
+            env = {"FEED_STACK_PORT": str(place.first_port), "FEED_DATA_DIR": str(folder)}
+            process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **env})
+            code = await process.wait()
+            if code:
+                _print_logs(running)
+            return code
+        except FeedError:
+            _print_logs(running)
+            raise
+        finally:
+            await stop(running)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _free_ports() -> int:
+    """The first of as many free ports as a stack has."""
+    for first in random.sample(_PORTS, len(_PORTS)):
+        if not any(port_is_taken(HOST, first + port) for port in Port):
+            return first
+    raise OSError("no 20 free ports in a row")
+
+
+def _print_logs(running: dict[str, Daemon]) -> None:
+    for name, daemon in running.items():
+        if daemon.log_file.exists():
+            lines = daemon.log_file.read_text(errors="replace").splitlines()
+            print(f"--- the end of {name}'s log", *lines[-_LAST_LINES:], sep="\n", flush=True)
+
+
+def main() -> None:
+    """Runs it and exits with the command's exit code."""
+    settings = Settings()
+    logs.setup(settings)
+    try:
+        sys.exit(asyncio.run(run(sys.argv[1:], settings)))
+    except (OSError, FeedError) as error:
+        sys.exit(f"the stack cannot be had: {error}")
+
+
+if __name__ == "__main__":
+    main()
