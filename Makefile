@@ -4,9 +4,10 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 AGAINST ?= main
+PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run test lint types buf breaking format bench bench-tracing bench-recall docs requirements clean observability-check
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-recall docs requirements clean observability-check
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -51,7 +52,7 @@ run: setup ## Starts everything on the embedded defaults and prints how to use i
 # A file's tests stay together, because they share what they start; those of few but long tests
 # come first, so that no process is left alone with one.
 test: setup ## Runs the tests, in as many processes as there are cores, up to four
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST_PARALLEL)
 
 check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py

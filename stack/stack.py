@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
+from typing import Any
 
 from stack.daemon import Daemon, Server
 from stack.place import Place
@@ -20,16 +20,14 @@ _SETTINGS = {
 
 
 async def describe(place: Place, names: Sequence[str] = SERVERS) -> dict[str, Server]:
-    """The servers by name; installs what is not installed yet, one after another.
+    """The servers by name; installs what is not installed yet, all at once.
 
     Raises:
         FailedPrecondition: One does not install.
     """
-    servers: dict[str, Server] = {}
-    for name in names:
-        module: ModuleType = importlib.import_module(f"stack.servers.{name}")
-        servers[name] = await module.server(place)
-    return servers
+    modules: list[Any] = [importlib.import_module(f"stack.servers.{name}") for name in names]
+    servers: list[Server] = await asyncio.gather(*(module.server(place) for module in modules))
+    return dict(zip(names, servers, strict=True))
 
 
 def daemons(place: Place, servers: Mapping[str, Server]) -> dict[str, Daemon]:
