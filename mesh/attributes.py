@@ -64,6 +64,9 @@ SPANS = (
     SpanKindOfOurs(
         "purge impressions", "INTERNAL", "workers", "forgetting what is older than 48 hours"
     ),
+    SpanKindOfOurs(
+        "purge idempotency keys", "INTERNAL", "workers", "forgetting what is older than a day"
+    ),
 )  # fmt: skip
 
 _FEED = "GET /feed"

@@ -36,7 +36,9 @@ TTL_S = 60.0
 class Leases(Protocol):
     """What is needed of `stores.leases`."""
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> bool:
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, now_ms: int | None = None
+    ) -> bool:
         """Takes or renews the lease for `ttl_s` seconds; False while another holds it."""
         ...
 
@@ -53,7 +55,7 @@ class WorkerIdLease:
     Args:
         leases: Where worker ids are leased.
         ttl_s: Seconds a lease lasts. It is renewed when a third has passed.
-        clock_ms: Milliseconds since the Unix epoch; the clock that `leases` uses.
+        clock_ms: Milliseconds since the Unix epoch; also the time that `leases` are asked with.
     """
 
     snowflakes: Snowflakes
@@ -127,7 +129,9 @@ class WorkerIdLease:
         before_ms = self._clock_ms()
         # Nobody's request: a trace of its own, every 20 seconds, would bury those that are.
         with suppress_instrumentation():
-            held = await self._leases.acquire(f"snowflake:{worker_id}", self._holder, self._ttl_s)
+            held = await self._leases.acquire(
+                f"snowflake:{worker_id}", self._holder, self._ttl_s, before_ms
+            )
         after_ms = self._clock_ms()
         # The lease was given at some time between the two; it ends no earlier than the first says,
         # and it was free no later than the second says. Not so when the clock stepped meanwhile.

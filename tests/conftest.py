@@ -2,8 +2,8 @@
 
 pytest_plugins = [
     "tests.fixtures.spans",
-    "tests.fixtures.sql",
     "tests.fixtures.stack",
+    "tests.fixtures.sql",
     "tests.fixtures.valkey",
     "tests.fixtures.vectors",
     "tests.fixtures.world",

@@ -31,8 +31,10 @@ class DictLeases:
         self._clock = clock
         self._held: dict[str, tuple[str, int]] = {}
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> bool:
-        now = self._clock()
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, now_ms: int | None = None
+    ) -> bool:
+        now = self._clock() if now_ms is None else now_ms
         other, expires_at = self._held.get(name, (holder, 0))
         if other != holder and expires_at >= now:
             return False
@@ -148,8 +150,10 @@ def test_processes_that_come_and_go_never_make_the_same_id(
 class OneWorkerId(DictLeases):
     """Only one worker id can be had, so that every process wants the same."""
 
-    async def acquire(self, name: str, holder: str, ttl_s: float) -> bool:
-        return name == "snowflake:7" and await super().acquire(name, holder, ttl_s)
+    async def acquire(
+        self, name: str, holder: str, ttl_s: float, now_ms: int | None = None
+    ) -> bool:
+        return name == "snowflake:7" and await super().acquire(name, holder, ttl_s, now_ms)
 
 
 async def test_processes_hold_different_worker_ids(database: Database) -> None:

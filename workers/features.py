@@ -16,7 +16,7 @@ from stores.impressions.port import Impression, ImpressionStore
 from stores.posts.port import PostStore, StoredPost
 from stores.vectors.port import VectorStore
 from workers.consumer import AWAY, Delivery
-from workers.impressions import KEPT_MS, to_impression
+from workers.impressions import KEPT, to_impression
 from workers.popularity import engagement_rate, hotness
 from workers.taste import taste
 
@@ -123,7 +123,7 @@ class Features:
     async def learn_taste(self, user_id: int, just_seen: Sequence[Impression] = ()) -> None:
         """Writes the user's interest vector and affinities, from what they liked and dwelt on."""
         likes = await self._posts.recent_likes(user_id, _LIKES)
-        since_ms = now_ms() - KEPT_MS
+        since_ms = now_ms() - int(KEPT.total_seconds() * 1000)
         dwells = await self._impressions.dwelt(user_id, LONG_DWELL_MS, since_ms, _DWELLS)
         # What is being handled now may not have reached the long memory yet.
         dwells = list({each.event_id: each for each in (*dwells, *just_seen)}.values())

@@ -1,22 +1,16 @@
 """The impressions worker: showings into the long memory."""
 
-import asyncio
-import logging
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from feed.v1.events_pb2 import ImpressionEvent
 
-from mesh import telemetry
-from mesh.errors import FeedError
-from mesh.ids import now_ms
 from stores.events.port import Record, Topic
 from stores.impressions.port import Impression, ImpressionStore
-from workers.consumer import Delivery, stop_if_cancelled
+from workers.consumer import Delivery
+from workers.housekeeping import forget_forever
 
-_log = logging.getLogger(__name__)
-
-KEPT_MS = 48 * 3600 * 1000
-_PURGE_EVERY_S = 600.0
+KEPT = timedelta(hours=48)
 
 
 def to_impression(record: Record, event: ImpressionEvent) -> Impression:
@@ -54,13 +48,9 @@ class Impressions:
         )
 
     async def purge_forever(self) -> None:
-        """Forgets old impressions every ten minutes, until cancelled."""
-        while True:
-            stop_if_cancelled()
-            try:
-                with telemetry.span("purge impressions"):
-                    purged = await self._impressions.purge(now_ms() - KEPT_MS)
-                    _log.info("forgot %d old impressions", purged)
-            except FeedError as error:
-                _log.warning("could not forget old impressions: %s", error)
-            await asyncio.sleep(_PURGE_EVERY_S)
+        """Forgets old impressions, until cancelled."""
+
+        async def purge(before: datetime) -> int:
+            return await self._impressions.purge(int(before.timestamp() * 1000))
+
+        await forget_forever("impressions", KEPT, purge)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from datetime import timedelta
 from uuid import uuid4
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation as untraced
@@ -17,6 +18,8 @@ from workers.consumer import Pause, backoff_s, stop_if_cancelled
 _log = logging.getLogger(__name__)
 
 LEASE = "relay"
+# How long a key of `POST /post` is good for, at least.
+KEYS_KEPT = timedelta(days=1)
 _ROWS = 100
 _IDLE_S = 0.05
 _LONG_IDLE_S = 0.2

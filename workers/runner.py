@@ -13,8 +13,9 @@ from workers.consumer import Consumer, Worker
 from workers.embedding import Embedding
 from workers.fanout import Fanout
 from workers.features import Features
+from workers.housekeeping import forget_forever
 from workers.impressions import Impressions
-from workers.relay import Relay
+from workers.relay import KEYS_KEPT, Relay
 
 _Job = Coroutine[Any, Any, None]
 
@@ -46,7 +47,8 @@ async def run_workers(settings: Settings, stores: Connections, names: Sequence[s
 
 def _relay(settings: Settings, stores: Connections) -> list[_Job]:
     relay = Relay(stores.outbox(), stores.events(), stores.leases())
-    return [relay.run()]
+    forget_keys = stores.posts().forget_idempotency_keys
+    return [relay.run(), forget_forever("idempotency keys", KEYS_KEPT, forget_keys)]
 
 
 def _fanout(settings: Settings, stores: Connections) -> list[_Job]:

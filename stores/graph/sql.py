@@ -1,8 +1,9 @@
 """The social graph in SQL."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from sqlalchemy import ColumnElement, and_, delete, func, literal, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import PermissionDenied, ResourceExhausted
@@ -21,51 +22,63 @@ class SqlGraphStore:
 
     async def follow(self, user_id: int, author_id: int, max_following: int, event: Event) -> bool:
         edge = {"follower_id": user_id, "author_id": author_id}
-        async with self._db.write() as connection:
+
+        async def add(connection: AsyncConnection) -> bool:
+            await _take_turn(connection, user_id)
             added = await connection.execute(insert_ignore(follows), edge)
             if added.rowcount == 0:
                 return False
             if await _blocked(connection, user_id, author_id):
                 raise PermissionDenied("One of the two blocks the other.")
-            if await _following(connection, user_id) > max_following:
+            # Locking makes TiDB count what is there now, not when the transaction began.
+            count = _count_following(user_id).with_for_update()
+            if (await connection.scalar(count) or 0) > max_following:
                 raise ResourceExhausted(f"Nobody may follow more than {max_following} authors.")
             await append(connection, event)
             return True
 
+        return await self._db.write(add)
+
     async def unfollow(self, user_id: int, author_id: int, event: Event) -> bool:
-        async with self._db.write() as connection:
+        async def remove(connection: AsyncConnection) -> bool:
             removed = await connection.execute(delete(follows).where(_edge(user_id, author_id)))
             if removed.rowcount == 0:
                 return False
             await append(connection, event)
             return True
 
+        return await self._db.write(remove)
+
     async def block(self, user_id: int, target_id: int, event: Event) -> bool:
         block = {"user_id": user_id, "target_id": target_id}
-        edges = or_(_edge(user_id, target_id), _edge(target_id, user_id))
-        async with self._db.write() as connection:
+
+        async def add(connection: AsyncConnection) -> bool:
             added = await connection.execute(insert_ignore(blocks), block)
             if added.rowcount == 0:
                 return False
-            await connection.execute(delete(follows).where(edges))
+            for edge in (_edge(user_id, target_id), _edge(target_id, user_id)):
+                await connection.execute(delete(follows).where(edge))
             await append(connection, event)
             return True
 
+        return await self._db.write(add)
+
     async def unblock(self, user_id: int, target_id: int, event: Event) -> bool:
-        async with self._db.write() as connection:
+        async def remove(connection: AsyncConnection) -> bool:
             removed = await connection.execute(delete(blocks).where(_block(user_id, target_id)))
             if removed.rowcount == 0:
                 return False
             await append(connection, event)
             return True
 
+        return await self._db.write(remove)
+
     async def follow_many(self, edges: Sequence[tuple[int, int]]) -> None:
         for chunk in chunks(edges):
             rows = [
                 {"follower_id": user_id, "author_id": author_id} for user_id, author_id in chunk
             ]
-            async with self._db.write() as connection:
-                await insert_many(connection, follows, rows)
+            await self._db.write(partial(insert_many, table=follows, rows=rows))
 
     async def neighborhood(self, user_id: int) -> Neighborhood:
         # One statement, because every feed waits for it.
@@ -110,7 +123,7 @@ class SqlGraphStore:
 
     async def following_count(self, user_id: int) -> int:
         async with self._db.read() as connection:
-            return await _following(connection, user_id)
+            return await connection.scalar(_count_following(user_id)) or 0
 
     async def followers_page(self, author_id: int, after: int, limit: int) -> list[int]:
         query = (
@@ -123,8 +136,8 @@ class SqlGraphStore:
             return list(await connection.scalars(query))
 
     async def mark_pulled(self, author_id: int) -> None:
-        async with self._db.write() as connection:
-            await connection.execute(insert_ignore(pulled_authors), {"author_id": author_id})
+        row = {"author_id": author_id}
+        await self._db.write(partial(insert_many, table=pulled_authors, rows=[row]))
 
     async def is_pulled(self, author_id: int) -> bool:
         query = select(pulled_authors).where(pulled_authors.c.author_id == author_id)
@@ -145,15 +158,25 @@ class SqlGraphStore:
 
 
 async def _blocked(connection: AsyncConnection, user_id: int, other_id: int) -> bool:
-    either = or_(_block(user_id, other_id), _block(other_id, user_id))
-    # Locked where the database has row locks, so that a block at the same moment is seen.
-    found = await connection.execute(select(blocks).where(either).with_for_update())
-    return found.first() is not None
+    # TiDB locks a row that is looked up by its whole key, also one that is not there, but nothing
+    # of what a range lacks: one look-up each, so that a block at the same moment is seen.
+    for block in (_block(user_id, other_id), _block(other_id, user_id)):
+        found = await connection.execute(select(blocks).where(block).with_for_update())
+        if found.first() is not None:
+            return True
+    return False
 
 
-async def _following(connection: AsyncConnection, user_id: int) -> int:
-    query = select(func.count()).where(follows.c.follower_id == user_id)
-    return await connection.scalar(query) or 0
+async def _take_turn(connection: AsyncConnection, user_id: int) -> None:
+    """One who follows several authors at once does it one after another, or could pass the limit.
+
+    TiDB locks the key that is looked up, here one that nobody has: following oneself.
+    """
+    await connection.execute(select(follows).where(_edge(user_id, user_id)).with_for_update())
+
+
+def _count_following(user_id: int) -> Select[int]:
+    return select(func.count()).select_from(follows).where(follows.c.follower_id == user_id)
 
 
 def _edge(follower_id: int, author_id: int) -> ColumnElement[bool]:

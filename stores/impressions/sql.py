@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row, delete, func, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from stores.impressions.port import Impression, Seen
 from stores.sql.database import Database, chunks, insert_many
@@ -25,8 +26,10 @@ class SqlImpressionStore:
             await self._add([asdict(impression) for impression in chunk])
 
     async def _add(self, rows: list[dict[str, Any]]) -> None:
-        async with self._db.write() as connection:
+        async def add(connection: AsyncConnection) -> None:
             await insert_many(connection, impressions, rows)
+
+        await self._db.write(add)
 
     async def seen(self, user_id: int, since_ms: int, limit: int) -> list[Seen]:
         last = func.max(impressions.c.seen_at_ms)
@@ -76,11 +79,14 @@ class SqlImpressionStore:
     async def _purge_some(self, before_ms: int) -> int:
         seen_at = impressions.c.seen_at_ms
         oldest = select(seen_at).where(seen_at < before_ms).order_by(seen_at)
-        async with self._db.write() as connection:
+
+        async def purge(connection: AsyncConnection) -> int:
             last = await connection.scalar(oldest.offset(_PURGE - 1).limit(1))
             until = before_ms - 1 if last is None else last
             removed = await connection.execute(delete(impressions).where(seen_at <= until))
             return removed.rowcount
+
+        return await self._db.write(purge)
 
 
 def _impression(row: Row[Any]) -> Impression:

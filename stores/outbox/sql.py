@@ -27,9 +27,12 @@ class SqlOutbox:
     async def add(self, records: Sequence[OutgoingRecord]) -> None:
         if not records:
             return
-        async with self._db.write() as connection:
+
+        async def add(connection: AsyncConnection) -> None:
             for chunk in chunks(records):
                 await connection.execute(insert(outbox), [_row(record) for record in chunk])
+
+        await self._db.write(add)
 
     async def pending(self, limit: int) -> list[OutboxRow]:
         async with self._db.read() as connection:
@@ -50,9 +53,12 @@ class SqlOutbox:
     async def published(self, row_ids: Sequence[int]) -> None:
         if not row_ids:
             return
-        async with self._db.write() as connection:
+
+        async def remove(connection: AsyncConnection) -> None:
             for chunk in chunks(row_ids):
                 await connection.execute(delete(outbox).where(outbox.c.row_id.in_(chunk)))
+
+        await self._db.write(remove)
 
 
 def _row(record: OutgoingRecord) -> dict[str, Any]:

@@ -70,6 +70,10 @@ class PostStore(Protocol):
         """The post that the author created with this key, if any; errors as `create`."""
         ...
 
+    async def forget_idempotency_keys(self, before: datetime) -> int:
+        """Forgets keys used before then; returns how many. 0 where retention is built in."""
+        ...
+
     async def create_many(self, posts: Sequence[StoredPost]) -> None:
         """Adds posts in bulk, announcing nothing, passing over ids that are there already."""
         ...

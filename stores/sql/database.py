@@ -3,17 +3,23 @@
 Reading and writing have an engine each. A read is a statement on its own and takes no lock. On
 SQLite, writers of one process queue for one connection, so that only processes contend for the
 file's write lock, and take that lock first: a transaction that is under way never fails for it.
+On TiDB transactions are pessimistic: they lock what they change, see a snapshot of the rest, and
+may fail for reasons that go away (`stores.sql.retrying`), so a write is a function that may run
+again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from sqlalchemy import URL, Insert, Table, event, insert, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import (
     DataError,
+    DBAPIError,
     DisconnectionError,
     InterfaceError,
     InternalError,
@@ -25,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from mesh import deadlines
 from mesh.errors import InvalidArgument, Unavailable
 from mesh.sql_spans import SqlSpans
+from stores.sql import retrying
 
 T = TypeVar("T")
 
@@ -40,12 +47,15 @@ class Database:
     """One database, for all stores of a process.
 
     Args:
-        url: sqlite+aiosqlite:///FILE or mysql+aiomysql://…. SQLite needs a file.
+        url: sqlite+aiosqlite:///FILE or mysql+aiomysql://…, which is TiDB. SQLite needs a file.
+
+    Attributes:
+        is_sqlite: Else it is TiDB.
     """
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
-        self._sqlite = is_sqlite(parsed)
+        self.is_sqlite = is_sqlite(parsed)
         self._reader = _reader(parsed)
         self._writer = _writer(parsed)
         self._reads = SqlSpans(self._reader.sync_engine)
@@ -65,34 +75,76 @@ class Database:
                     connection = await opened.enter_async_context(self._reader.connect())
                 yield connection
 
-    @asynccontextmanager
-    async def write(self, timeout_s: float = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end of the block, rolled back by any exception.
+    async def write(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], timeout_s: float = TIMEOUT_S
+    ) -> T:
+        """Does the work in a transaction, and gives what the work gives once that is committed.
+
+        Args:
+            work: Runs again, in a new transaction, when the database could not finish it and has
+                certainly kept nothing of it; it must have no effect but through its connection.
+            timeout_s: For all attempts together; less where less is left of the request's deadline.
 
         Raises as `read` does; sqlalchemy's IntegrityError passes, for the store to explain. After
         `Unavailable` the outcome is unknown: the commit itself may have been cut off.
         """
         with _feed_errors():
-            async with asyncio.timeout(deadlines.remaining(timeout_s)), AsyncExitStack() as opened:
-                with self._writes.connecting("writer"):
-                    connection = await opened.enter_async_context(self._writer.connect())
-                if self._sqlite:
-                    # However often the lock is asked for, waiting for it is one thing.
-                    with self._writes.transaction("BEGIN"), suppress_instrumentation():
-                        await _take_write_lock(connection)
-                try:
-                    yield connection
-                except BaseException:
-                    with self._writes.transaction("ROLLBACK"):
-                        await connection.rollback()
-                    raise
-                with self._writes.transaction("COMMIT"):
-                    await connection.commit()
+            async with asyncio.timeout(deadlines.remaining(timeout_s)):
+                for pause_s in retrying.pauses():
+                    attempt = _Attempt()
+                    try:
+                        async with self._transaction(attempt) as connection:
+                            result = await work(connection)
+                        return result
+                    except DBAPIError as error:
+                        if pause_s is None or not retrying.helps(error, attempt.is_committing):
+                            raise
+                    await asyncio.sleep(pause_s)
+        raise AssertionError("the last attempt gives or raises")
+
+    @asynccontextmanager
+    async def transaction(self, timeout_s: float = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:
+        """One attempt at a `write`: committed at the end of the block, rolled back by an exception.
+
+        Raises as `write` does.
+        """
+        with _feed_errors():
+            async with (
+                asyncio.timeout(deadlines.remaining(timeout_s)),
+                self._transaction(_Attempt()) as connection,
+            ):
+                yield connection
+
+    @asynccontextmanager
+    async def _transaction(self, attempt: "_Attempt") -> AsyncIterator[AsyncConnection]:
+        async with AsyncExitStack() as opened:
+            with self._writes.connecting("writer"):
+                connection = await opened.enter_async_context(self._writer.connect())
+            if self.is_sqlite:
+                # However often the lock is asked for, waiting for it is one thing.
+                with self._writes.transaction("BEGIN"), suppress_instrumentation():
+                    await _take_write_lock(connection)
+            try:
+                yield connection
+            except BaseException:
+                with self._writes.transaction("ROLLBACK"):
+                    await connection.rollback()
+                raise
+            attempt.is_committing = True
+            with self._writes.transaction("COMMIT"):
+                await connection.commit()
 
     async def close(self) -> None:
         """Closes every connection."""
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """How far a transaction has come; from its commit on, a lost connection leaves it unknown."""
+
+    is_committing: bool = False
 
 
 def insert_ignore(table: Table) -> Insert:
@@ -141,7 +193,7 @@ def _reader(url: URL) -> AsyncEngine:
         "hide_parameters": True,
     }
     if not is_sqlite(url):
-        return create_async_engine(url, **options, **_server_options())
+        return _tidb_engine(url, **options)
     engine = create_async_engine(url, **options, pool_size=4, max_overflow=0)
     _on_connect(engine, "PRAGMA busy_timeout = 5000", "PRAGMA query_only = ON")
     return engine
@@ -149,7 +201,7 @@ def _reader(url: URL) -> AsyncEngine:
 
 def _writer(url: URL) -> AsyncEngine:
     if not is_sqlite(url):
-        return create_async_engine(url, hide_parameters=True, **_server_options())
+        return _tidb_engine(url, hide_parameters=True)
     # sqlite3 would begin transactions by itself, and not as writers: None stops it.
     engine = create_async_engine(
         url,
@@ -169,13 +221,37 @@ def _writer(url: URL) -> AsyncEngine:
     return engine
 
 
-def _server_options() -> dict[str, Any]:
-    return {
-        "pool_size": 8,
-        "max_overflow": 8,
-        "pool_recycle": 300,
-        "connect_args": {"connect_timeout": 3},
-    }
+def _tidb_engine(url: URL, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        **options,
+        pool_size=8,
+        max_overflow=8,
+        # Less than the 10 minutes after which load balancers often forget a silent connection.
+        pool_recycle=300,
+        # Connections of before a restart are replaced when they are asked for, not when they fail.
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 3},
+    )
+    # The relay's order rests on locks (docs/decisions/0013), which optimistic transactions lack.
+    _on_connect(engine, "SET time_zone = '+00:00', tidb_txn_mode = 'pessimistic'")
+    event.listen(engine.sync_engine, "handle_error", _forget_values)
+    return engine
+
+
+def _forget_values(failure: ExceptionContext) -> None:
+    """Leaves of a server's message its number and name.
+
+    Servers repeat values in their messages ("Duplicate entry 'ann' for key ..."), and exceptions go
+    into spans and logs.
+    """
+    driver = failure.original_exception
+    number = driver.args[0] if driver.args else None
+    if isinstance(number, int) and not isinstance(driver, OSError):
+        driver.args = (number, retrying.name(number))
+        if failure.sqlalchemy_exception is not None:
+            kind = type(driver).__name__
+            failure.sqlalchemy_exception.args = (f"({kind}) {number} {retrying.name(number)}",)
 
 
 def _on_connect(engine: AsyncEngine, *statements: str) -> None:

@@ -1,7 +1,9 @@
 """Every table, as SQLAlchemy Core metadata. `migrations/` makes the same schema, step by step.
 
 Nothing refers to another table by a foreign key: graph and impressions may live elsewhere, and
-TiDB checks them at a price. Times are integers, because SQLite, MySQL and TiDB agree on those.
+TiDB checks them at a price. Times are integers, because SQLite and TiDB agree on those; only what
+TiDB shall forget by itself has a time of its type. How TiDB spreads rows is in the migrations
+(docs/decisions/0013).
 """
 
 from datetime import UTC, datetime, timedelta
@@ -9,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    TIMESTAMP,
     BigInteger,
     Column,
     Dialect,
@@ -19,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -96,6 +100,7 @@ idempotency_keys = Table(
     Column("idempotency_key", String(255), primary_key=True),
     Column("fingerprint", String(255), nullable=False),
     Column("post_id", Id, nullable=False),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=text("CURRENT_TIMESTAMP")),
     **_CLUSTERED,
 )
 

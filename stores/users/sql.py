@@ -22,19 +22,24 @@ class SqlUserStore:
         self._db = db
 
     async def create(self, user: User, password_hash: str | None) -> None:
+        async def add(connection: AsyncConnection) -> None:
+            await connection.execute(insert(users), _row(Credentials(user, password_hash)))
+
         try:
-            async with self._db.write() as connection:
-                await connection.execute(insert(users), _row(Credentials(user, password_hash)))
+            await self._db.write(add)
         except IntegrityError as error:
             raise _taken(user.username) from error
 
     async def create_many(self, users: Sequence[Credentials]) -> None:
         """As the port says; the error's field `username` is the name that is taken."""
         by_id = {credentials.user.user_id: credentials for credentials in users}
-        # One transaction, because either all or none are added.
-        async with self._db.write(_BULK_TIMEOUT_S) as connection:
+
+        async def add_all(connection: AsyncConnection) -> None:
             for chunk in chunks(list(by_id.values())):
                 await _add(connection, chunk)
+
+        # One transaction, because either all or none are added.
+        await self._db.write(add_all, _BULK_TIMEOUT_S)
 
     async def get(self, user_ids: Sequence[int]) -> dict[int, User]:
         found: dict[int, User] = {}

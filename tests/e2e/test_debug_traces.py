@@ -124,6 +124,7 @@ async def test_nobodys_work_makes_no_traces(installation: Installation, posted: 
     assert not [each["name"] for each in items if "leases" in each["name"]]
     assert {each["name"] for each in items} <= {
         "POST /user", "POST /auth/token", "POST /post", "purge impressions",
+        "purge idempotency keys",
     }  # fmt: skip
 
 

@@ -15,10 +15,9 @@ from tests.fixtures.sql import announced, fresh_id, fresh_ids
 LIMIT = 100
 
 
-@pytest.fixture(params=[SqlGraphStore])
-def graph(request: pytest.FixtureRequest, database: Database) -> GraphStore:
-    store: GraphStore = request.param(database)
-    return store
+@pytest.fixture
+def graph(database: Database) -> GraphStore:
+    return SqlGraphStore(database)
 
 
 def event(user_id: int) -> Event:
@@ -97,6 +96,19 @@ async def test_following_stops_at_the_limit(graph: GraphStore, database: Databas
     assert not await graph.follow(reader, authors[0], 2, event(reader))
     assert await graph.following_count(reader) == 2
     assert len(await announced(database, reader)) == 2
+
+
+async def test_nobody_follows_under_a_block_that_came_at_the_same_moment(
+    graph: GraphStore,
+) -> None:
+    pairs = [fresh_ids(2) for _ in range(40)]
+    await asyncio.gather(
+        *(follow(graph, reader, author) for reader, author in pairs),
+        *(graph.block(author, reader, event(author)) for reader, author in pairs),
+        return_exceptions=True,
+    )
+    for reader, author in pairs:
+        assert await graph.relation(reader, author) == Relation(False, False, True)
 
 
 async def test_concurrent_follows_do_not_pass_the_limit(graph: GraphStore) -> None:

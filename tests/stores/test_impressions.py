@@ -13,10 +13,9 @@ from tests.fixtures.sql import fresh_id, fresh_ids
 NOW = 1_790_000_000_000
 
 
-@pytest.fixture(params=[SqlImpressionStore])
-def impressions(request: pytest.FixtureRequest, database: Database) -> ImpressionStore:
-    store: ImpressionStore = request.param(database)
-    return store
+@pytest.fixture
+def impressions(database: Database) -> ImpressionStore:
+    return SqlImpressionStore(database)
 
 
 def shown(user_id: int, post_id: int, age_ms: int, dwell_ms: int | None = None) -> Impression:

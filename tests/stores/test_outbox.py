@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -18,17 +17,14 @@ from stores.events.port import Event, OutgoingRecord, Record, Topic
 from stores.outbox.port import Outbox
 from stores.outbox.sql import SqlOutbox
 from stores.sql.database import Database
-from stores.sql.migrate import migrate
-from tests.fixtures.sql import sqlite_url
+from tests.fixtures.sql import NewSqlUrl
 
 
-@pytest_asyncio.fixture(params=[SqlOutbox])
-async def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Outbox]:
+@pytest_asyncio.fixture
+async def outbox(new_sql_url: NewSqlUrl) -> AsyncIterator[Outbox]:
     # Of its own, because every row of an outbox is everybody's.
-    url = sqlite_url(tmp_path / "outbox.db")
-    await migrate(url)
-    db = Database(url)
-    yield request.param(db)
+    db = Database(await new_sql_url())
+    yield SqlOutbox(db)
     await db.close()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,10 +19,9 @@ from tests.fixtures.sql import announced, fresh_id, fresh_ids
 NOW = datetime.now(UTC)
 
 
-@pytest.fixture(params=[SqlPostStore])
-def posts(request: pytest.FixtureRequest, database: Database) -> PostStore:
-    store: PostStore = request.param(database)
-    return store
+@pytest.fixture
+def posts(database: Database) -> PostStore:
+    return SqlPostStore(database)
 
 
 def a_post(author_id: int | None = None) -> StoredPost:
@@ -97,6 +97,24 @@ async def test_repeating_an_idempotency_key_gives_the_earlier_post(
     assert await posts.find_idempotent(first.author_id, key) == first
     assert await posts.get([again.post_id]) == {}
     assert len(await announced(database, first.author_id)) == 1
+
+
+async def test_keys_are_forgotten_when_they_are_old_unless_the_store_does_it_itself(
+    posts: PostStore, database: Database
+) -> None:
+    first, again = a_post(), a_post()
+    key = IdempotencyKey("key", "content")
+    await posts.create(first, posted(first), key)
+    now = datetime.now(UTC)
+    await posts.forget_idempotency_keys(now - timedelta(hours=1))
+    assert await posts.find_idempotent(first.author_id, key) == first
+    forgotten = await posts.forget_idempotency_keys(now + timedelta(hours=1))
+    assert (forgotten > 0) == database.is_sqlite
+    if forgotten:
+        assert await posts.find_idempotent(first.author_id, key) is None
+        again = replace(again, author_id=first.author_id)
+        assert await posts.create(again, posted(again), key) == again
+    assert await posts.get([first.post_id]) == {first.post_id: first}
 
 
 async def test_a_key_used_for_other_content_is_refused(posts: PostStore) -> None:

@@ -29,8 +29,24 @@ async def other(sql_url: str) -> AsyncIterator[Database]:
     await db.close()
 
 
+@pytest_asyncio.fixture
+async def file(sqlite: str) -> AsyncIterator[Database]:
+    """A database in a file, for what only SQLite does."""
+    db = Database(sqlite)
+    yield db
+    await db.close()
+
+
+@pytest_asyncio.fixture
+async def same_file(sqlite: str) -> AsyncIterator[Database]:
+    """The same, as another process has it."""
+    db = Database(sqlite)
+    yield db
+    await db.close()
+
+
 async def add(db: Database, number: int) -> None:
-    async with db.write() as connection:
+    async with db.transaction() as connection:
         await connection.execute(insert(pulled_authors), {"author_id": number})
 
 
@@ -69,7 +85,7 @@ async def test_migrations_can_be_taken_back(tmp_path: Path) -> None:
         command.downgrade(alembic_config(connection), "base")
         return inspect(connection).get_table_names()
 
-    async with db.write() as connection:
+    async with db.transaction() as connection:
         left = await connection.run_sync(downgrade)
     assert set(left) == {"alembic_version"}
     await db.close()
@@ -95,7 +111,7 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     number = fresh_id()
 
     async def fail() -> None:
-        async with database.write() as connection:
+        async with database.transaction() as connection:
             await connection.execute(insert(pulled_authors), {"author_id": number})
             raise LookupError
 
@@ -104,12 +120,12 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     assert not await has(database, number)
 
 
-async def test_reading_connections_cannot_write(database: Database) -> None:
+async def test_reading_connections_cannot_write(file: Database) -> None:
     number = fresh_id()
     with pytest.raises(Unavailable):
-        async with database.read() as connection:
+        async with file.read() as connection:
             await connection.execute(insert(pulled_authors), {"author_id": number})
-    assert not await has(database, number)
+    assert not await has(file, number)
 
 
 @pytest.mark.parametrize("at", ["in a statement", "between statements"])
@@ -119,7 +135,7 @@ async def test_a_cancelled_transaction_rolls_back_and_gives_its_connection_back(
     number = fresh_id()
 
     async def write(under_way: asyncio.Event) -> None:
-        async with database.write() as connection:
+        async with database.transaction() as connection:
             await connection.execute(insert(pulled_authors), {"author_id": number})
             under_way.set()
             if at == "between statements":
@@ -155,29 +171,29 @@ async def test_cancelled_reads_give_their_connections_back(database: Database) -
 
 
 async def test_a_writer_waits_for_another_process_while_readers_do_not(
-    database: Database, other: Database
+    file: Database, same_file: Database
 ) -> None:
     first, second = fresh_id(), fresh_id()
-    async with other.write() as connection:
+    async with same_file.transaction() as connection:
         await connection.execute(insert(pulled_authors), {"author_id": first})
-        waiting = asyncio.create_task(add(database, second))
-        assert not await has(database, first)
+        waiting = asyncio.create_task(add(file, second))
+        assert not await has(file, first)
         # Longer than SQLite itself waits.
         done, _ = await asyncio.wait({waiting}, timeout=0.5)
         assert not done
     await waiting
-    assert await has(database, first)
-    assert await has(database, second)
+    assert await has(file, first)
+    assert await has(file, second)
 
 
 async def test_a_lock_held_beyond_the_deadline_is_unavailable(
-    database: Database, other: Database
+    file: Database, same_file: Database
 ) -> None:
     number = fresh_id()
-    async with other.write():
+    async with same_file.transaction():
         with deadlines.within(0.1), pytest.raises(Unavailable):
-            await add(database, number)
-    await add(database, number)
+            await add(file, number)
+    await add(file, number)
 
 
 async def test_a_statement_ends_at_the_deadline(database: Database) -> None:
@@ -190,7 +206,7 @@ async def test_a_statement_ends_at_the_deadline(database: Database) -> None:
 async def test_writes_of_several_processes_all_arrive(database: Database, other: Database) -> None:
     numbers = [fresh_id() for _ in range(60)]
     await asyncio.gather(*(add((database, other)[n % 2], n_) for n, n_ in enumerate(numbers)))
-    async with database.write() as connection:
+    async with database.transaction() as connection:
         removed = await connection.execute(
             delete(pulled_authors).where(pulled_authors.c.author_id.in_(numbers))
         )

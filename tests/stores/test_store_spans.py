@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import context, trace
@@ -40,6 +41,18 @@ SLOW = text(
     "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 2000000)"
     " SELECT count(*) FROM n"
 )
+
+
+@pytest.fixture(scope="session")
+def sql_url(sqlite: str) -> str:
+    return sqlite
+
+
+@pytest_asyncio.fixture(scope="session")
+async def database(sql_url: str) -> AsyncIterator[Database]:
+    db = Database(sql_url)
+    yield db
+    await db.close()
 
 
 @pytest.fixture
@@ -389,7 +402,7 @@ async def test_suppressed_operations_leave_nothing(
     before = count("redis", "GET"), count("sqlite", "SELECT")
     with suppress_instrumentation():
         await client.get("feed:{1}")
-        async with database.write() as connection:
+        async with database.transaction() as connection:
             await connection.execute(select(pulled_authors))
     assert spans.get_finished_spans() == ()
     assert (count("redis", "GET"), count("sqlite", "SELECT")) == before
@@ -415,7 +428,7 @@ async def test_a_transaction_is_seen_from_its_beginning_to_its_commit(
 ) -> None:
     number = fresh_id()
     before = count("sqlite", "COMMIT")
-    async with database.write() as connection:
+    async with database.transaction() as connection:
         await connection.execute(insert(pulled_authors), {"author_id": number})
         await connection.execute(
             select(func.count())
@@ -446,7 +459,7 @@ async def test_a_transaction_is_seen_from_its_beginning_to_its_commit(
 async def test_several_rows_are_a_batch_and_one_is_not(
     database: Database, spans: InMemorySpanExporter
 ) -> None:
-    async with database.write() as connection:
+    async with database.transaction() as connection:
         await connection.execute(
             insert(pulled_authors), [{"author_id": fresh_id()} for _ in range(3)]
         )
@@ -465,7 +478,7 @@ async def test_an_error_says_the_databases_code_and_nobodys_data(
     number = fresh_id()
 
     async def add() -> None:
-        async with database.write() as connection:
+        async with database.transaction() as connection:
             await connection.execute(insert(pulled_authors), {"author_id": number})
 
     await add()
@@ -490,10 +503,10 @@ async def test_waiting_for_the_write_lock_is_one_span_and_no_error(
 
     async def write() -> None:
         with telemetry.span("request"):
-            async with database.write():
+            async with database.transaction():
                 pass
 
-    async with other.write():
+    async with other.transaction():
         spans.clear()
         waiting = asyncio.create_task(write())
         # SQLite gives up several times meanwhile.
@@ -506,7 +519,7 @@ async def test_waiting_for_the_write_lock_is_one_span_and_no_error(
     ]  # fmt: skip
 
     spans.clear()
-    async with other.write():
+    async with other.transaction():
         with deadlines.within(0.3), pytest.raises(Unavailable):
             await write()
     [begin] = [span for span in operations(spans) if outcome(span) != SUCCESS]
@@ -518,10 +531,10 @@ async def test_waiting_for_a_connection_is_seen_also_when_it_is_in_vain(
     database: Database, spans: InMemorySpanExporter
 ) -> None:
     async def write(within_s: float) -> None:
-        async with database.write(timeout_s=within_s):
+        async with database.transaction(timeout_s=within_s):
             pass
 
-    async with database.write():
+    async with database.transaction():
         spans.clear()
         with pytest.raises(Unavailable):
             await write(0.05)
@@ -566,7 +579,7 @@ async def test_statements_of_concurrent_requests_are_below_their_own(
             async with database.read() as connection:
                 for _ in range(2):
                     await connection.execute(select(pulled_authors).limit(1))
-            async with database.write() as connection:
+            async with database.transaction() as connection:
                 await connection.execute(insert(pulled_authors), {"author_id": fresh_id()})
 
     await asyncio.gather(*map(request, range(50)))
@@ -583,7 +596,7 @@ async def test_a_statement_of_a_trace_that_is_not_kept_is_only_timed(
     monkeypatch.setattr(sql_spans, "_describe", describe)
     before = count("sqlite", "SELECT")
     with unsampled():
-        async with database.write() as connection:
+        async with database.transaction() as connection:
             await connection.execute(select(pulled_authors).limit(1))
     assert spans.get_finished_spans() == ()
     assert count("sqlite", "SELECT") == before + 1

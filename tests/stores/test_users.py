@@ -12,10 +12,9 @@ from stores.users.sql import SqlUserStore
 from tests.fixtures.sql import fresh_id, fresh_ids
 
 
-@pytest.fixture(params=[SqlUserStore])
-def users(request: pytest.FixtureRequest, database: Database) -> UserStore:
-    store: UserStore = request.param(database)
-    return store
+@pytest.fixture
+def users(database: Database) -> UserStore:
+    return SqlUserStore(database)
 
 
 def a_user(username: str | None = None) -> User:

@@ -85,7 +85,12 @@ async def test_polling_makes_no_spans(backstage: Backstage, spans: InMemorySpanE
         with telemetry.span("the test's own polling"):
             await backstage.settled(within_s=60)
     roots = {each.name for each in spans.get_finished_spans() if each.parent is None}
-    assert roots <= {"POST /post", "the test's own polling", "purge impressions"}
+    assert roots <= {
+        "POST /post",
+        "the test's own polling",
+        "purge impressions",
+        "purge idempotency keys",
+    }
 
 
 async def test_every_event_may_arrive_twice(backstage: Backstage) -> None:

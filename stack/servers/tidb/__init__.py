@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import aiomysql
 import httpx
 
 from stack import golang
@@ -13,6 +14,9 @@ _GO_MOD = (Path(__file__).parent / "go.mod").read_text()
 _VERSION = "8.5 (2024-11-25)"
 
 
+DATABASE = "feed"
+
+
 async def server(place: Place) -> Server:
     """One node that keeps its data in a folder."""
     program = await golang.built(place, _PACKAGE, _GO_MOD)
@@ -22,6 +26,18 @@ async def server(place: Place) -> Server:
         async with httpx.AsyncClient(timeout=1) as client:
             return (await client.get(f"http://{HOST}:{status}/status")).status_code == 200
 
+    async def create_database() -> None:
+        """The tables are made by whoever starts the mesh (stores/sql/migrate.py)."""
+        connection = await aiomysql.connect(host=HOST, port=port, user="root", connect_timeout=5)
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(
+                    f"CREATE DATABASE IF NOT EXISTS {DATABASE}"
+                    " CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+                )
+        finally:
+            connection.close()
+
     return Server(
         name="tidb",
         version=_VERSION,
@@ -30,7 +46,8 @@ async def server(place: Place) -> Server:
             *("-host", HOST, "-P", str(port), "-status-host", HOST, "-status", str(status)),
             *("-L", "error"),
         ],
-        url=f"mysql+aiomysql://root@{HOST}:{port}/feed?charset=utf8mb4",
+        url=f"mysql+aiomysql://root@{HOST}:{port}/{DATABASE}?charset=utf8mb4",
         ports=[port, status],
         is_healthy=is_healthy,
+        prepare=create_database,
     )
