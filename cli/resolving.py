@@ -14,6 +14,7 @@ from cli.index import Index, KnownPost
 from mesh.ids import EPOCH_MS, MAX_ID, created_ms, first_id_at
 from mesh.packing import Vector
 from stores.impressions.port import Impression
+from stores.media.images import new_key
 from stores.posts.port import StoredMedia, StoredPost
 from stores.users.port import User
 
@@ -140,13 +141,10 @@ def snowflake(external: str, at_ms: int, is_taken: Callable[[int], bool]) -> int
 
 
 def _key(post_id: int, place: int, media: MediaFile) -> str:
-    """The media object's key, in the form of `stores.media.images.new_key`.
-
-    The same again when a batch is repeated, another for another post, and not to be guessed.
-    """
+    """The media object's key: the same again when a batch is repeated, and not to be guessed."""
     what = f"{post_id} {place} {media.digest}"
     name = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
-    return f"{name[:2]}/{name}{media.suffix}"
+    return new_key(post_id, media.suffix, name)
 
 
 def _as_snowflake(external: str) -> int | None:

@@ -22,6 +22,7 @@ from gateway import (
     ops,
     posts,
     problems,
+    uploads,
     users,
 )
 from gateway.backends import Backends, Services
@@ -30,7 +31,7 @@ from gateway.edge import Gateway
 from gateway.external import ExternalIssuer
 from gateway.identity import Identities
 from gateway.limits import RateLimits
-from gateway.tokens import Cursors, Tokens, load_secret
+from gateway.tokens import Cursors, Tokens, UploadKeys, load_secret
 from gateway.trace_users import TraceUsers, UrlRedaction
 from mesh import trace_buffer
 from mesh.attempts import Attempts
@@ -90,7 +91,7 @@ def create_app(settings: Settings, stores: Connections) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(UrlRedaction, users=trace_users)
     problems.install(app)
-    for part in (auth, users, posts, likes, feed, explain, impressions, ops):
+    for part in (auth, users, posts, likes, feed, explain, impressions, uploads, ops):
         app.include_router(part.router)
     if settings.media_url.startswith("file://"):
         app.include_router(media.router)
@@ -118,10 +119,12 @@ async def _backends(
             events=stores.events(),
             outbox=stores.outbox(),
             media=stores.media(),
+            uploads=stores.uploads(),
             services=await _services(opened, settings),
             ids=lease.snowflakes,
             tokens=tokens,
             cursors=Cursors(secret),
+            upload_keys=UploadKeys(secret),
             identities=Identities(tokens, issuer, users),
             limits=RateLimits(settings, stores.redis),
             trace_users=trace_users,

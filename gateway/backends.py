@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 
 from gateway.identity import Identities
 from gateway.limits import RateLimits
-from gateway.tokens import Cursors, Tokens
+from gateway.tokens import Cursors, Tokens, UploadKeys
 from gateway.trace_users import TraceUsers
 from mesh.ids import Snowflakes
 from mesh.settings import Settings
@@ -15,7 +15,7 @@ from stores.events.port import EventLog
 from stores.features.port import FeatureStore
 from stores.graph.port import GraphStore
 from stores.impressions.port import RecentSeen
-from stores.media.port import MediaStore
+from stores.media.port import MediaStore, UploadStore
 from stores.outbox.port import Outbox
 from stores.posts.port import PostStore
 from stores.snapshots.port import SnapshotStore
@@ -56,10 +56,13 @@ class Backends:
     events: EventLog
     outbox: Outbox
     media: MediaStore
+    # None where media come with their post only.
+    uploads: UploadStore | None
     services: Services
     ids: Snowflakes
     tokens: Tokens
     cursors: Cursors
+    upload_keys: UploadKeys
     identities: Identities
     limits: RateLimits
     trace_users: TraceUsers

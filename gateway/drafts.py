@@ -13,12 +13,11 @@ from starlette.datastructures import FormData, UploadFile
 from gateway import problems
 from gateway.auth import media_type
 from gateway.problems import BadRequest, TooLarge, UnsupportedMediaType
-from gateway.schemas import MAX_TAG_LENGTH, MAX_TAGS, MAX_TEXT_LENGTH, PostDraft
+from gateway.schemas import MAX_MEDIA, MAX_TAG_LENGTH, MAX_TAGS, MAX_TEXT_LENGTH, PostDraft
 from mesh.errors import InvalidArgument
 
 JSON = "application/json"
 FORM = "multipart/form-data"
-MAX_FILES = 4
 MAX_FILE_BYTES = 10_000_000
 _MAX_PARTS = 50
 
@@ -30,11 +29,11 @@ _TAGS_OF_FORM = {
 
 
 def _json_schema() -> dict[str, Any]:
-    """As `PostDraft` has it; and without media there has to be a text."""
+    """As `PostDraft` has it; and there has to be a text, or media."""
     schema = PostDraft.model_json_schema()
-    schema["required"] = ["text"]
-    schema["properties"]["text"] |= {"minLength": 1, "pattern": r"\S"}
-    del schema["properties"]["text"]["default"]
+    for name, least in (("text", {"pattern": r"\S"}), ("media_keys", {"minItems": 1})):
+        del schema["properties"][name]["default"]
+        schema.setdefault("anyOf", []).append({"required": [name], "properties": {name: least}})
     return schema
 
 
@@ -53,7 +52,7 @@ OPENAPI = {
                         "media": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
-                            "maxItems": MAX_FILES,
+                            "maxItems": MAX_MEDIA,
                             "description": "Images or videos of at most 10 MB each.",
                         },
                     },
@@ -75,15 +74,23 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A post before it is published: its text and tags by the rules, its media as uploaded."""
+    """A post before it is published.
+
+    Attributes:
+        text, tags: By the rules.
+        media: As they came along.
+        media_keys: Of what was uploaded before.
+    """
 
     text: str
     tags: tuple[str, ...]
     media: tuple[Upload, ...]
+    media_keys: tuple[str, ...]
 
     def fingerprint(self) -> str:
         """Equal for equal content: what makes a repeated request a repeat."""
-        digest = hashlib.sha256(json.dumps([self.text, self.tags]).encode())
+        said = [self.text, self.tags, *([self.media_keys] if self.media_keys else ())]
+        digest = hashlib.sha256(json.dumps(said).encode())
         for upload in self.media:
             digest.update(hashlib.sha256(upload.data).digest())
         return digest.hexdigest()
@@ -103,9 +110,9 @@ async def read(request: Request) -> Draft:
                 draft, media = _checked(_fields(form)), await _files(form)
         case _:
             raise UnsupportedMediaType(f"The body has to be {JSON} or {FORM}.")
-    if not draft.text and not media:
+    if not draft.text and not media and not draft.media_keys:
         raise InvalidArgument("A post has a text or media.", fields={"text": "is empty"})
-    return Draft(draft.text, tuple(draft.tags), tuple(media))
+    return Draft(draft.text, tuple(draft.tags), tuple(media), tuple(draft.media_keys))
 
 
 async def _json(request: Request) -> Any:
@@ -149,9 +156,9 @@ async def _files(form: FormData) -> list[Upload]:
     if len(files) < len(uploads):
         raise InvalidArgument("The media are not files.", fields={"media": "is text"})
     files = [each for each in files if each.filename or each.size]
-    if len(files) > MAX_FILES:
+    if len(files) > MAX_MEDIA:
         raise InvalidArgument(
-            f"A post has at most {MAX_FILES} media.", fields={"media": f"has {len(files)} files"}
+            f"A post has at most {MAX_MEDIA} media.", fields={"media": f"has {len(files)} files"}
         )
     if any((each.size or 0) > MAX_FILE_BYTES for each in files):
         raise TooLarge("A file is larger than 10 MB.", fields={"media": "is larger than 10 MB"})

@@ -1,31 +1,28 @@
 """Posts: publishing, reading, deleting."""
 
 import asyncio
+from collections.abc import Awaitable
 from datetime import UTC
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from feed.v1 import common_pb2, events_pb2
 
-from gateway import drafts, hydration
+from gateway import drafts, hydration, uploads
 from gateway.auth import Me
 from gateway.backends import Backends, Here
-from gateway.drafts import Draft, Upload
+from gateway.drafts import Draft
 from gateway.problems import BadRequest, TooLarge, UnsupportedMediaType, responses
 from gateway.schemas import InId, Post, utc
-from mesh import telemetry
 from mesh.degrade import best_effort
 from mesh.errors import FailedPrecondition, FeedError, NotFound, PermissionDenied, Unavailable
 from mesh.ids import created_ms, now_ms
 from stores.events.port import Event, Topic
-from stores.media.images import PreparedMedia, new_key, prepare
 from stores.posts.port import IdempotencyKey, StoredMedia, StoredPost
 
 router = APIRouter(tags=["posts"])
 Action = events_pb2.PostEvent.Action
 _CLEAN_UP_TIMEOUT_S = 5.0
-# A decoded image may take 160 MB.
-_preparing = asyncio.Semaphore(2)
 
 
 @router.post(
@@ -48,7 +45,7 @@ async def publish(
         ),
     ] = None,
 ) -> Post:
-    """Publishes a post, with up to four images or videos."""
+    """Publishes a post, with up to four images or videos, sent along or uploaded before."""
     draft = await drafts.read(request)
     key = IdempotencyKey(idempotency_key, draft.fingerprint()) if idempotency_key else None
     published = await here.posts.find_idempotent(me, key) if key else None
@@ -75,19 +72,17 @@ async def delete_post(here: Here, me: Me, post_id: InId) -> Response:
 
 async def _publish(here: Backends, me: int, draft: Draft, key: IdempotencyKey | None) -> StoredPost:
     post_id = here.ids.next()
-    prepared = [await _prepared(upload) for upload in draft.media]
-    media = tuple(
-        StoredMedia(new_key(each.suffix), each.content_type, each.width, each.height)
-        for each in prepared
-    )
+    ready = [
+        *[
+            uploads.by_gateway(here, post_id, await uploads.prepared(each.data, each.declared_type))
+            for each in draft.media
+        ],
+        *await uploads.uploaded(here, me, post_id, draft.media_keys),
+    ]
+    media = tuple(each.stored for each in ready)
     post = StoredPost(post_id, me, draft.text, draft.tags, media, utc(created_ms(post_id)))
     try:
-        await asyncio.gather(
-            *(
-                here.media.put(stored.key, each.data, each.content_type)
-                for stored, each in zip(media, prepared, strict=True)
-            )
-        )
+        await asyncio.gather(*(each.store() for each in ready))
         event = _event(Action.ACTION_CREATED, me, post_id)
         published = await here.posts.create(post, event, key)
     except FeedError as error:
@@ -98,27 +93,20 @@ async def _publish(here: Backends, me: int, draft: Draft, key: IdempotencyKey | 
     if published.post_id != post_id:
         # The same request came twice at once, and the other one was first.
         await _discard(here, media)
+    if here.uploads is not None and draft.media_keys:
+        await _cleaned_up(here.uploads.discard(draft.media_keys))
     return published
 
 
-async def _prepared(upload: Upload) -> PreparedMedia:
-    size = {"feed.media.bytes": len(upload.data)}
-    # With the wait for one's turn.
-    with telemetry.span("prepare media", attributes=size):
-        async with _preparing:
-            return await asyncio.to_thread(prepare, upload.data, upload.declared_type)
-
-
 async def _discard(here: Backends, media: tuple[StoredMedia, ...]) -> None:
-    """Deletes objects that no post shows; one that stays behind costs room, nothing else."""
+    """Deletes objects that no post shows."""
     if media:
-        await best_effort(
-            here.media.delete([each.key for each in media]),
-            None,
-            backend="media",
-            degraded=[],
-            timeout_s=_CLEAN_UP_TIMEOUT_S,
-        )
+        await _cleaned_up(here.media.delete([each.key for each in media]))
+
+
+async def _cleaned_up(deletion: Awaitable[None]) -> None:
+    """What stays behind costs room, nothing else, until the media worker finds it."""
+    await best_effort(deletion, None, backend="media", degraded=[], timeout_s=_CLEAN_UP_TIMEOUT_S)
 
 
 async def _as_new(here: Backends, post: StoredPost) -> Post:

@@ -53,6 +53,7 @@ MAX_TEXT_LENGTH = 5_000
 MAX_TAGS = 10
 MAX_TAG_LENGTH = 50
 MAX_IMPRESSIONS = 200
+MAX_MEDIA = 4
 # The names of users of an external issuer begin so.
 RESERVED_PREFIX = "ext-"
 
@@ -135,11 +136,37 @@ class PostDraft(Input):
         Field("", examples=["The first rule of sourdough: feed it."])
     )
     tags: list[Tag] = Field([], max_length=MAX_TAGS, examples=[["baking"]])
+    media_keys: list[Annotated[str, StringConstraints(max_length=200)]] = Field(
+        [],
+        max_length=MAX_MEDIA,
+        description="Of your uploads by `POST /media/uploads`, each once.",
+        examples=[[]],
+    )
 
     @model_validator(mode="after")
     def _without_repeats(self) -> Self:
         self.tags = list(dict.fromkeys(self.tags))
+        if len(set(self.media_keys)) < len(self.media_keys):
+            raise ValueError("an upload is named twice in media_keys")
         return self
+
+
+class UploadRequest(Input):
+    content_type: Literal[
+        "image/jpeg", "image/png", "image/webp", "video/mp4", "video/quicktime", "video/webm"
+    ] = Field(examples=["video/mp4"])
+    size: int = Field(
+        ge=1,
+        description="Bytes: at most 25 MB for an image, 500 MB for a video.",
+        examples=[64_000_000],
+    )
+
+
+class UploadTicket(BaseModel):
+    key: str = Field(description="What `media_keys` of `POST /post` takes, once.")
+    url: str = Field(description="Where the form is sent to, by POST as multipart/form-data.")
+    fields: dict[str, str] = Field(description="The form's fields, which come before `file`.")
+    expires_at: datetime = Field(description="Until then the upload must have begun.")
 
 
 class Media(BaseModel):

@@ -1,9 +1,11 @@
-"""Signed values that clients hold: access tokens and cursors. One secret, two kinds.
+"""Signed values that clients hold: access tokens, cursors, upload keys. One secret for all.
 
 A cursor has an audience and an access token has none, so neither passes for the other.
 """
 
+import hmac
 import os
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ ISSUER = "feedmesh"
 ALGORITHM = "HS256"
 _CURSOR = "feedmesh/cursor"
 _MIN_SECRET_BYTES = 32
+_UPLOAD_KEY = re.compile(r"uploads/([0-9a-f]{32})([0-9a-f]{32})(\.[a-z0-9]{2,4})")
 
 
 def load_secret(settings: Settings) -> str:
@@ -140,3 +143,31 @@ class Cursors:
         if claims["sub"] != str(reader_id):
             raise PermissionDenied("The cursor is another reader's.")
         return Cursor(claims["feed_id"], claims["position"])
+
+
+class UploadKeys:
+    """Keys of uploads, which only the one who asked for them can use.
+
+    Args:
+        secret: At least 32 bytes.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+
+    def new(self, user_id: int, suffix: str) -> str:
+        """A key that nobody can guess; it tells nothing of its user."""
+        name = secrets.token_hex(16)
+        return f"uploads/{name}{self._mark(name, suffix, user_id)}{suffix}"
+
+    def is_of(self, key: str, user_id: int) -> bool:
+        """Whether the user was given the key."""
+        match = _UPLOAD_KEY.fullmatch(key)
+        if match is None:
+            return False
+        name, mark, suffix = match.groups()
+        return hmac.compare_digest(mark, self._mark(name, suffix, user_id))
+
+    def _mark(self, name: str, suffix: str, user_id: int) -> str:
+        said = f"upload {name} {suffix} {user_id}"
+        return hmac.new(self._secret, said.encode(), "sha256").hexdigest()[:32]

@@ -57,7 +57,14 @@ SPANS = (
     SpanKindOfOurs(
         "prepare media", "INTERNAL", "gateway", "verifying and re-encoding an upload, in a thread"
     ),
-    SpanKindOfOurs("store media", "INTERNAL", "gateway", "writing an upload"),
+    SpanKindOfOurs("store media", "INTERNAL", "gateway", "writing an upload to a folder"),
+    SpanKindOfOurs(
+        "S3/{Operation}", "CLIENT", "any", "one operation on media in a bucket; its attributes are "
+        "those of HTTP clients, `aws.s3.bucket` and `aws.s3.key`"
+    ),
+    SpanKindOfOurs(
+        "clean up media", "INTERNAL", "workers", "deleting media objects that no post shows"
+    ),
     SpanKindOfOurs(
         "check password, hash password", "INTERNAL", "gateway", "argon2id, in a thread"
     ),
@@ -141,7 +148,8 @@ ATTRIBUTES = (
     ),
     Attribute("feed.fanout.mailboxes", "int", f"{_PROCESS} by fanout", "mailboxes written"),
     Attribute("feed.texts", "int", "embed texts", "texts in the batch"),
-    Attribute("feed.media.bytes", "int", "prepare media, store media", "size"),
+    Attribute("feed.media.bytes", "int", "prepare media, store media, S3/PutObject", "size"),
+    Attribute("feed.media.deleted", "int", "clean up media", "objects and uploads deleted"),
     Attribute(
         "user.hash, user.id", "string", "REST requests", "who asked, as FEED_TRACE_USERS says"
     ),

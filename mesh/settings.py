@@ -32,7 +32,14 @@ class Settings(BaseSettings):
     graph_url: str = Field("sql://", description="Social graph; sql:// is the source of truth.")
     impressions_url: str = Field("sql://", description="Impressions of the last 48 hours.")
     features_url: str = Field("redis://", description="Features; redis:// is FEED_REDIS_URL.")
-    media_url: str = Field("file://{data}/media", description="Media objects.")
+    media_url: str = Field(
+        "file://{data}/media",
+        description=(
+            "Media objects: a folder, or a bucket s3://[KEY:SECRET@]HOST/BUCKET (s3+http:// without"
+            " TLS; AWS_* variables where no key is given) with ?region=, and ?public_url= (a CDN) "
+            "or ?presigned_s= unless the bucket is public, and ?upload_url=."
+        ),
+    )
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
     model_url: str = Field(
         "heuristic://",

@@ -16,6 +16,7 @@ _SETTINGS = {
     "tidb": "FEED_SQL_URL",
     "vectors": "FEED_VECTORS_URL",
     "triton": "FEED_MODEL_URL",
+    "minio": "FEED_MEDIA_URL",
 }
 
 

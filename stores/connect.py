@@ -3,6 +3,7 @@
 Adapters are imported when they are asked for, so that a service loads only what it uses.
 """
 
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import cached_property
@@ -18,7 +19,7 @@ from stores.graph.port import GraphStore
 from stores.impressions.port import ImpressionStore, RecentSeen
 from stores.leases.port import Leases
 from stores.mailboxes.port import MailboxStore
-from stores.media.port import MediaStore
+from stores.media.port import MediaStore, UploadStore
 from stores.outbox.port import Outbox
 from stores.posts.port import PostStore
 from stores.snapshots.port import SnapshotStore
@@ -30,6 +31,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from stores.media.s3 import S3MediaStore
     from stores.sql.database import Database
 
 
@@ -116,10 +118,16 @@ class Connections:
         return self._onnx_embedder
 
     def media(self) -> MediaStore:
+        if self._scheme("media_url").startswith("s3"):
+            return self._s3
         from stores.media.folder import FolderMediaStore
 
-        self._expect("media_url", "file")
+        self._expect("media_url", "file", "s3", "s3+http")
         return FolderMediaStore(self._path("media_url"), self._settings.public_url)
+
+    def uploads(self) -> UploadStore | None:
+        """None where media go through the gateway only."""
+        return self._s3 if self._scheme("media_url").startswith("s3") else None
 
     @cached_property
     def redis(self) -> "Redis":
@@ -151,6 +159,14 @@ class Connections:
         return self._closing(store, store.close)
 
     @cached_property
+    def _s3(self) -> "S3MediaStore":
+        from stores.media.s3 import Location, S3MediaStore
+
+        self._expect("media_url", "s3", "s3+http")
+        store = S3MediaStore(Location.parse(self._url("media_url"), os.environ))
+        return self._closing(store, store.close)
+
+    @cached_property
     def _onnx_embedder(self) -> Embedder:
         from stores.embedder.onnx import OnnxEmbedder
 
@@ -170,11 +186,14 @@ class Connections:
     def _url(self, setting: str) -> str:
         return self._settings.url(getattr(self._settings, setting))
 
+    def _scheme(self, setting: str) -> str:
+        return urlsplit(self._url(setting)).scheme
+
     def _path(self, setting: str) -> Path:
         return Path(self._url(setting).partition("://")[2])
 
     def _expect(self, setting: str, *schemes: str) -> None:
-        scheme = urlsplit(self._url(setting)).scheme
+        scheme = self._scheme(setting)
         if scheme not in schemes:
             _unknown(setting, scheme, schemes)
 

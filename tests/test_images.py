@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from mesh.errors import InvalidArgument
-from stores.media.images import MAX_EDGE, PreparedMedia, new_key, prepare
+from mesh.ids import MAX_ID
+from stores.media.images import (
+    CONTENT_TYPES,
+    MAX_EDGE,
+    PreparedMedia,
+    content_type_of,
+    new_key,
+    post_of,
+    prepare,
+)
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF"]
@@ -236,6 +245,27 @@ def test_a_damaged_image_is_refused_or_comes_out_as_an_image(name: str, seed: in
 
 
 def test_each_upload_has_a_key_of_its_own() -> None:
-    keys = {new_key(".jpg") for _ in range(100)}
+    keys = {new_key(7, ".jpg") for _ in range(100)}
     assert len(keys) == 100
-    assert all(re.fullmatch(r"([0-9a-f]{2})/\1[0-9a-f]{30}\.jpg", key) for key in keys)
+    assert all(re.fullmatch(r"([0-9a-f]{2})/\1[0-9a-f]{30}0{15}7\.jpg", key) for key in keys)
+
+
+@given(post_id=st.integers(1, MAX_ID), suffix=st.sampled_from(sorted(CONTENT_TYPES)))
+def test_a_key_tells_its_type_and_its_post(post_id: int, suffix: str) -> None:
+    key = new_key(post_id, suffix)
+    assert content_type_of(key) == CONTENT_TYPES[suffix]
+    assert post_of(key) == post_id
+
+
+@pytest.mark.parametrize(
+    "key", ["", "ab/ab0123456789abcdef.svg", "x/y.jpg", f"ab/cd{'0' * 46}.jpg"]
+)
+def test_what_is_no_key_tells_nothing(key: str) -> None:
+    assert content_type_of(key) is None
+    assert post_of(key) is None
+
+
+def test_a_key_without_a_post_is_a_key_all_the_same() -> None:
+    key = f"ab/ab{'0' * 30}.jpg"
+    assert content_type_of(key) == "image/jpeg"
+    assert post_of(key) is None

@@ -15,6 +15,7 @@ from workers.fanout import Fanout
 from workers.features import Features
 from workers.housekeeping import forget_forever
 from workers.impressions import Impressions
+from workers.media import MediaCleaner
 from workers.relay import KEYS_KEPT, Relay
 
 _Job = Coroutine[Any, Any, None]
@@ -79,6 +80,11 @@ def _impressions(settings: Settings, stores: Connections) -> list[_Job]:
     return [_consume(worker, settings, stores), worker.purge_forever()]
 
 
+def _media(settings: Settings, stores: Connections) -> list[_Job]:
+    cleaner = MediaCleaner(stores.media(), stores.uploads(), stores.posts(), stores.leases())
+    return [cleaner.run()]
+
+
 def _consume(worker: Worker, settings: Settings, stores: Connections) -> _Job:
     return Consumer(worker, stores.events(), _system(settings)).run()
 
@@ -93,5 +99,6 @@ _JOBS: dict[str, Callable[[Settings, Connections], list[_Job]]] = {
     "embedding": _embedding,
     "features": _features,
     "impressions": _impressions,
+    "media": _media,
 }
 NAMES = tuple(_JOBS)

@@ -1,23 +1,21 @@
 """Media objects in a folder, which the gateway serves."""
 
 import asyncio
+import math
 import os
-import re
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mesh import telemetry
-from mesh.errors import InvalidArgument, NotFound, Unavailable
-from stores.media.images import CONTENT_TYPES
+from mesh.errors import NotFound, Unavailable
+from stores.media.images import check_key, content_type_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# The two digits that a key begins with spread the objects over folders.
-_KEY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{14,62}(\.[a-z0-9]{2,4})")
 
 
 class FolderMediaStore:
@@ -34,43 +32,31 @@ class FolderMediaStore:
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         """Raises `InvalidArgument` on a key that is none, or whose suffix is of another type."""
-        known = _content_type(key)
-        if known is None:
-            raise InvalidArgument("not the key of a media object", fields={"key": repr(key)[:100]})
-        if known != content_type:
-            raise InvalidArgument(
-                "the key's suffix is of another content type",
-                fields={"content_type": f"is {content_type[:100]}, {known} was expected"},
-            )
+        check_key(key, content_type)
         with telemetry.span("store media", attributes={"feed.media.bytes": len(data)}):
             await _in_thread(_write, self._root / key, data)
 
     async def get(self, key: str) -> tuple[bytes, str]:
-        content_type = _content_type(key)
+        content_type = content_type_of(key)
         if content_type is None:
             raise NotFound("no such media object")
         return await _in_thread((self._root / key).read_bytes), content_type
 
     async def delete(self, keys: Sequence[str]) -> None:
-        paths = [self._root / key for key in keys if _content_type(key)]
+        paths = [self._root / key for key in keys if content_type_of(key)]
         await _in_thread(_delete, paths)
 
     def url(self, key: str) -> str:
         return f"{self._url}/media/{key}"
 
-    async def keys(self) -> AsyncIterator[str]:
+    async def keys(self, older_than_s: float = 0.0) -> AsyncIterator[str]:
+        until = time.time() - older_than_s
         folders = await _in_thread(_names, self._root)
         for folder in folders:
-            for name in await _in_thread(_names, self._root / folder):
+            for name in await _in_thread(_names, self._root / folder, until):
                 key = f"{folder}/{name}"
-                if _content_type(key):
+                if content_type_of(key):
                     yield key
-
-
-def _content_type(key: str) -> str | None:
-    """The type of the object; None when this is no key, and so no path within the folder."""
-    match = _KEY.fullmatch(key)
-    return CONTENT_TYPES.get(match[2]) if match else None
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -113,5 +99,17 @@ def _delete(paths: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder)) if folder.is_dir() else []
+def _names(folder: Path, until: float = math.inf) -> list[str]:
+    """What is in it and was last written before that time."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _written_at(entry) <= until)
+
+
+def _written_at(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:
+        # Deleted since.
+        return math.inf

@@ -21,6 +21,9 @@ CONTENT_TYPES = {
     ".mov": "video/quicktime",
     ".webm": "video/webm",
 }
+# The two digits that a key begins with spread the objects over folders.
+_KEY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{14,62}(\.[a-z0-9]{2,4})")
+_KEY_OF_POST = re.compile(r"../[0-9a-f]{32}([0-9a-f]{16})\..*")
 MAX_PIXELS = 40_000_000
 MAX_EDGE = 2048
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
@@ -56,7 +59,7 @@ def prepare(data: bytes, declared_type: str) -> PreparedMedia:
     Raises:
         InvalidArgument: Of another type, damaged, or above 40 million pixels; field "media".
     """
-    suffix = _video_suffix(data)
+    suffix = video_suffix(data)
     if suffix:
         return PreparedMedia(data, CONTENT_TYPES[suffix], 0, 0, suffix)
     try:
@@ -73,17 +76,48 @@ def prepare(data: bytes, declared_type: str) -> PreparedMedia:
         raise _refused(f"is damaged or none of {known} ({what})") from error
 
 
-def new_key(suffix: str) -> str:
-    """A key for one upload, as `ab/abcdef….jpg`.
+def new_key(post_id: int, suffix: str, name: str = "") -> str:
+    """A key for one media object of a post, as `ab/abcdef….jpg`.
 
     Random rather than a hash of the content: two posts with the same image have an object each,
-    so that deleting one leaves the other's; and nobody can guess a key.
+    so that deleting one leaves the other's; and nobody can guess a key. It ends with the post's
+    id, so that whoever finds an object can ask whether its post is there.
+
+    Args:
+        post_id: Whose it is.
+        suffix: Of `CONTENT_TYPES`.
+        name: 32 hex digits that cannot be guessed, where they must not be random.
     """
-    name = secrets.token_hex(16)
-    return f"{name[:2]}/{name}{suffix}"
+    name = name or secrets.token_hex(16)
+    return f"{name[:2]}/{name}{post_id:016x}{suffix}"
 
 
-def _video_suffix(data: bytes) -> str | None:
+def content_type_of(key: str) -> str | None:
+    """The type that the key's suffix tells; None when it is no key at all."""
+    match = _KEY.fullmatch(key)
+    return CONTENT_TYPES.get(match[2]) if match else None
+
+
+def check_key(key: str, content_type: str) -> None:
+    """Raises `InvalidArgument` on a key that is none, or whose suffix is of another type."""
+    known = content_type_of(key)
+    if known is None:
+        raise InvalidArgument("not the key of a media object", fields={"key": repr(key)[:100]})
+    if known != content_type:
+        raise InvalidArgument(
+            "the key's suffix is of another content type",
+            fields={"content_type": f"is {content_type[:100]}, {known} was expected"},
+        )
+
+
+def post_of(key: str) -> int | None:
+    """The post that the object was stored for; None when the key does not say."""
+    match = _KEY_OF_POST.fullmatch(key) if content_type_of(key) else None
+    return int(match[1], 16) if match else None
+
+
+def video_suffix(data: bytes) -> str | None:
+    """The suffix of a video, by its first 64 bytes; None when they are no video's."""
     if data[4:8] == b"ftyp" and len(data) >= 16:
         if data[8:12] == b"qt  ":
             return ".mov"

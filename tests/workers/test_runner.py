@@ -90,6 +90,7 @@ async def test_polling_makes_no_spans(backstage: Backstage, spans: InMemorySpanE
         "the test's own polling",
         "purge impressions",
         "purge idempotency keys",
+        "clean up media",
     }
 
 
