@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 from prometheus_client import Histogram
@@ -76,6 +76,13 @@ class Operation:
                 **attributes,
             },
         )
+
+    def headers(self) -> dict[str, str]:
+        """The W3C headers that tell the database of this operation's span."""
+        headers: dict[str, str] = {}
+        span = self._span
+        propagate.inject(headers, None if span is None else trace.set_span_in_context(span))
+        return headers
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends it, successfully or by the error."""

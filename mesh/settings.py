@@ -27,7 +27,11 @@ class Settings(BaseSettings):
         "redis://127.0.0.1:6390/0", description="Event log; redis:// is Redis streams."
     )
     vectors_url: str = Field(
-        "edge://{data}/vectors.sock", description="Vector index; edge:// is the embedded engine."
+        "edge://{data}/vectors.sock",
+        description=(
+            "Vector index: edge:// is the embedded engine; qdrant://HOST:PORT/COLLECTION?api_key= "
+            "a Qdrant server's gRPC, qdrants:// with TLS."
+        ),
     )
     graph_url: str = Field("sql://", description="Social graph; sql:// is the source of truth.")
     impressions_url: str = Field("sql://", description="Impressions of the last 48 hours.")

@@ -152,10 +152,16 @@ class Connections:
 
     @cached_property
     def _vector_store(self) -> VectorStore:
-        from stores.vectors.edge import EdgeVectorStore
+        self._expect("vectors_url", "edge", "qdrant", "qdrants")
+        store: VectorStore
+        if self._scheme("vectors_url") == "edge":
+            from stores.vectors.edge import EdgeVectorStore
 
-        self._expect("vectors_url", "edge")
-        store = EdgeVectorStore(f"unix:{self._path('vectors_url')}")
+            store = EdgeVectorStore(f"unix:{self._path('vectors_url')}")
+        else:
+            from stores.vectors.qdrant import Location, QdrantVectorStore
+
+            store = QdrantVectorStore(Location.parse(self._url("vectors_url")))
         return self._closing(store, store.close)
 
     @cached_property

@@ -18,6 +18,7 @@ from mesh.errors import InvalidArgument, Unavailable
 from mesh.packing import DIMENSIONS, Vector
 from stores.vectors.edge import EdgeVectorStore
 from stores.vectors.port import PostVector, VectorStore
+from tests.fixtures.qdrant import opened
 from tests.fixtures.vectors import ROOT, start_engine, stop_engine
 
 AUTHORS = 40
@@ -26,11 +27,18 @@ _ids = itertools.count(2**62 + 1)
 _windows = itertools.count(4_000_000_000_000, 10_000_000)
 
 
-@pytest.fixture(params=["vectors"])
+@pytest.fixture(params=["edge", "qdrant"])
 def store(request: pytest.FixtureRequest) -> VectorStore:
-    """Every adapter that is reachable, by its fixture's name; further ones join here."""
-    adapter: VectorStore = request.getfixturevalue(request.param)
+    """Every adapter that is reachable, by its name."""
+    fixtures = {"edge": "vectors", "qdrant": "qdrant"}
+    adapter: VectorStore = request.getfixturevalue(fixtures[request.param])
     return adapter
+
+
+@pytest.fixture
+async def qdrant(qdrant_url: str) -> AsyncIterator[VectorStore]:
+    async with opened(qdrant_url) as store:
+        yield store
 
 
 @pytest.fixture
