@@ -228,7 +228,7 @@ class Importer:
         return found
 
     async def _put_features(self, posts: Sequence[NewPost], embeddings: dict[int, Vector]) -> None:
-        features = self._stores.features()
+        features = self._stores.feature_cache()
 
         async def put(new: NewPost) -> None:
             await features.put_post(
@@ -248,7 +248,7 @@ class Importer:
             await self._stores.posts().like_many(batch.likes)
         if batch.impressions:
             await self._stores.impressions().record(batch.impressions)
-            await self._stores.features().add_viewers(
+            await self._stores.feature_cache().add_viewers(
                 [(each.post_id, each.user_id) for each in batch.impressions]
             )
 

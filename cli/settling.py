@@ -53,14 +53,14 @@ class _Settling:
         self._posts = stores.posts()
         self._graph = stores.graph()
         self._mailboxes = stores.mailboxes()
-        self._features = stores.features()
+        self._features = stores.feature_cache()
         self._push_limit = settings.push_limit
         self._proven_viewers = settings.exploration_viewers
         self._worker = Features(
             stores.posts(),
             stores.graph(),
             stores.impressions(),
-            stores.features(),
+            stores.feature_cache(),
             stores.vectors(),
             half_life=timedelta(days=settings.interest_half_life_days),
             proven_viewers=settings.exploration_viewers,

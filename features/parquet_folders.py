@@ -36,7 +36,10 @@ class ParquetFoldersOfflineStore(DaskOfflineStore):
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Adds the rows. The file is complete or not there at all."""
-        add(folder(feature_view), table.select(schema(feature_view).names).cast(schema(feature_view)))
+        add(
+            folder(feature_view),
+            table.select(schema(feature_view).names).cast(schema(feature_view)),
+        )
         if progress:
             progress(table.num_rows)
 

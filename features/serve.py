@@ -4,22 +4,29 @@ Feast takes seconds to be imported, and a server reads the registry when it star
 """
 
 import argparse
+import os
+from pathlib import Path
+
+from feast.cli.cli import cli
 
 import parquet_folders
-from feast.cli.cli import cli
 from views import post_stats, user_author_affinity, user_stats
 
 
 def main() -> None:
-    options = argparse.ArgumentParser()
-    options.add_argument("--port", required=True)
-    port = options.parse_args().port
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", required=True)
+    options = parser.parse_args()
+    os.chdir(Path(__file__).parent)
     for view in (user_stats, post_stats, user_author_affinity):
         # Feast wants to see the columns of a source before anything was pushed to it.
         parquet_folders.add_columns(view)
     cli(["apply"], standalone_mode=False)
     # By default it starts anew every 1,000 requests, and stands still meanwhile.
-    cli(["serve", "--port", port, "--max-requests", "0", "--no-access-log"], standalone_mode=False)
+    cli(
+        ["serve", "--port", options.port, "--max-requests", "0", "--no-access-log"],
+        standalone_mode=False,
+    )
 
 
 if __name__ == "__main__":

@@ -49,6 +49,13 @@ SPANS = (
     SpanKindOfOurs(
         "embed texts", "INTERNAL", "workers", "the embedding model, for all posts that wait for it"
     ),
+    SpanKindOfOurs(
+        "push features", "INTERNAL", "workers", "changed features on their way to the feature "
+        "server: a trace of its own, for many events"
+    ),
+    SpanKindOfOurs(
+        "POST {path}", "CLIENT", "ranker_svc, gateway, workers", "one request to the feature server"
+    ),
     SpanKindOfOurs("score candidates", "INTERNAL", "ranker_svc", "the ranking model"),
     SpanKindOfOurs(
         "measure recall", "INTERNAL", "candidate_svc", "a sampled search repeated exactly after "
@@ -131,6 +138,10 @@ ATTRIBUTES = (
     Attribute("feed.candidates.ranked", "int", "RankCandidates", "candidates scored"),
     Attribute("feed.features.hits", "int", "RankCandidates", "posts whose features were known"),
     Attribute("feed.features.misses", "int", "RankCandidates", "posts with none"),
+    Attribute(
+        "feed.features.view", "string", "POST to the feature server", "the feature view asked for"
+    ),
+    Attribute("feed.features.pushed", "int", "push features", "users and posts of the batch"),
     Attribute("feed.page.posts", "int", "HydrateFeed, HydratePosts", "posts hydrated"),
     Attribute(
         "feed.page.missing", "int", "HydrateFeed, HydratePosts", "posts that are gone, passed over"

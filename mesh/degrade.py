@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import TypeVar
 
 from mesh import deadlines, metrics, telemetry
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_degraded: ContextVar[list[str] | None] = ContextVar("feedmesh_degraded", default=None)
 
 
 async def best_effort(
@@ -18,6 +20,7 @@ async def best_effort(
 
     Then `backend` is named in `degraded`, counted, logged, and marked on the current span.
     """
+    token = _degraded.set(degraded)
     try:
         # What is called gets the same deadline, so that it ends by that and both its ends know why;
         # the timeout only backs that up.
@@ -28,6 +31,17 @@ async def best_effort(
         # Any failure counts, also one nobody foresaw: this is where the page is kept alive.
         mark(backend, error, degraded)
         return fallback
+    finally:
+        _degraded.reset(token)
+
+
+def fell_back(backend: str, error: Exception) -> None:
+    """`mark`, for a store that has something of its own to go on with, and so returns a result.
+
+    It is named in the `degraded` of the `best_effort` that asked, if one did.
+    """
+    degraded = _degraded.get()
+    mark(backend, error, [] if degraded is None else degraded)
 
 
 def mark(backend: str, error: Exception, degraded: list[str]) -> None:

@@ -84,6 +84,15 @@ OUTBOX_PENDING = Gauge(
 OUTBOX_PUBLISHED = Counter(
     "outbox_published", "Rows of the outbox that the event log has acknowledged."
 )
+FEATURES_UNPUSHED = Gauge(
+    "features_unpushed", "Users and posts whose features the feature server does not have yet."
+)
+FEATURES_PUSHED = Counter(
+    "features_pushed",
+    "Users and posts whose features were pushed to the feature server, as often as they were."
+    " `outcome`: ok, refused (they come again, after the others).",
+    ["outcome"],
+)
 FANOUT_MAILBOXES = Counter("fanout_mailboxes", "Mailboxes that posts were pushed to.")
 SPANS_EXPORTED = Counter(
     "trace_spans_exported",
@@ -107,6 +116,19 @@ HTTP_SERVER_ACTIVE = Gauge(
     "http_server_active_requests",
     "HTTP requests in flight.",
     ["http_request_method", "url_scheme"],
+)
+HTTP_CLIENT = Histogram(
+    "http_client_request_duration_seconds",
+    "Seconds of one HTTP request to a backend, at the client. `error_type` is empty unless it"
+    " failed.",
+    [
+        "http_request_method",
+        "server_address",
+        "url_template",
+        "http_response_status_code",
+        "error_type",
+    ],
+    buckets=_SECONDS,
 )
 RPC_SERVER = Histogram(
     "rpc_server_call_duration_seconds",

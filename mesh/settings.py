@@ -35,7 +35,13 @@ class Settings(BaseSettings):
     )
     graph_url: str = Field("sql://", description="Social graph; sql:// is the source of truth.")
     impressions_url: str = Field("sql://", description="Impressions of the last 48 hours.")
-    features_url: str = Field("redis://", description="Features; redis:// is FEED_REDIS_URL.")
+    features_url: str = Field(
+        "redis://",
+        description=(
+            "Features; redis:// is FEED_REDIS_URL; feast+http://HOST:PORT (or feast+https) is a "
+            "Feast feature server with that as its cache (?timeout=0.08: seconds of a read)."
+        ),
+    )
     media_url: str = Field(
         "file://{data}/media",
         description=(

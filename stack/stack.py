@@ -9,12 +9,13 @@ from stack.daemon import Daemon, Server
 from stack.place import Place
 
 # Each a module of `stack.servers`.
-SERVERS = ("valkey", "tidb", "minio", "triton", "vectors")
+SERVERS = ("valkey", "tidb", "minio", "feast", "triton", "vectors")
 # The setting that each server's URL goes to.
 _SETTINGS = {
     "valkey": "FEED_REDIS_URL",
     "tidb": "FEED_SQL_URL",
     "vectors": "FEED_VECTORS_URL",
+    "feast": "FEED_FEATURES_URL",
     "triton": "FEED_MODEL_URL",
     "minio": "FEED_MEDIA_URL",
 }
@@ -45,7 +46,8 @@ async def start(running: Mapping[str, Daemon]) -> None:
     started = {name: asyncio.Event() for name in running}
 
     async def bring_up(name: str, daemon: Daemon) -> None:
-        for before in daemon.server.after:
+        # One that is not to be started here is taken to run.
+        for before in started.keys() & daemon.server.after:
             await started[before].wait()
         await daemon.start()
         started[name].set()

@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from mesh.settings import Settings
 from stores.embedder.port import Embedder
 from stores.events.port import EventLog
-from stores.features.port import FeatureStore
+from stores.features.port import FeaturePusher, FeatureStore
 from stores.graph.port import GraphStore
 from stores.impressions.port import ImpressionStore, RecentSeen
 from stores.leases.port import Leases
@@ -31,6 +31,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from stores.features.feast_client import FeastClient
     from stores.media.s3 import S3MediaStore
     from stores.sql.database import Database
 
@@ -98,10 +99,29 @@ class Connections:
         return RedisRecentSeen(self.redis)
 
     def features(self) -> FeatureStore:
+        """For serving: from the feature server, where there is one."""
+        from stores.features.feast import FeastFeatureStore
+
+        if self._feast is None:
+            return self.feature_cache()
+        return FeastFeatureStore(self.redis, self._feast)
+
+    def feature_cache(self) -> FeatureStore:
+        """For those who write: in Redis, where they read what they wrote."""
+        from stores.features.recorded import RecordedFeatureStore
         from stores.features.redis import RedisFeatureStore
 
-        self._expect("features_url", "redis")
-        return RedisFeatureStore(self.redis)
+        return (
+            RedisFeatureStore(self.redis)
+            if self._feast is None
+            else RecordedFeatureStore(self.redis)
+        )
+
+    def feature_pusher(self) -> FeaturePusher | None:
+        """What brings the cache's changes to the feature server; None where there is none."""
+        from stores.features.feast_push import FeastPusher
+
+        return None if self._feast is None else FeastPusher(self.redis, self._feast)
 
     def snapshots(self) -> SnapshotStore:
         from stores.snapshots.redis import RedisSnapshotStore
@@ -140,6 +160,22 @@ class Connections:
 
         database = Database(self._url("sql_url"))
         return self._closing(database, database.close)
+
+    @cached_property
+    def _feast(self) -> "FeastClient | None":
+        """The client of FEED_FEATURES_URL; None where features are in Redis alone."""
+        self._expect("features_url", "redis", "feast+http", "feast+https")
+        url = urlsplit(self._url("features_url"))
+        if url.scheme == "redis":
+            return None
+        from stores.features.feast_client import READ_TIMEOUT_S, FeastClient
+
+        options = dict(parse_qsl(url.query))
+        client = FeastClient(
+            url._replace(scheme=url.scheme.removeprefix("feast+"), query="").geturl(),
+            float(options.get("timeout", READ_TIMEOUT_S)),
+        )
+        return self._closing(client, client.close)
 
     @cached_property
     def _event_log(self) -> EventLog:

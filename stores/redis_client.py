@@ -27,6 +27,8 @@ KEY_FAMILIES = (
     "events",
     "feature:affinity",
     "feature:post",
+    "feature:pushed",
+    "feature:unpushed",
     "feature:user",
     "feed",
     "mailbox",

@@ -1,28 +1,21 @@
 """The relay: carries events from the outbox to the event log, in order, at least once."""
 
 import asyncio
-import logging
-from contextlib import suppress
 from datetime import timedelta
-from uuid import uuid4
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation as untraced
 
 from mesh import metrics
-from mesh.errors import FeedError, Unavailable
+from mesh.errors import Unavailable
 from stores.events.port import EventLog
 from stores.leases.port import Leases
 from stores.outbox.port import Outbox, OutboxRow
-from workers.consumer import Pause, backoff_s, stop_if_cancelled
-
-_log = logging.getLogger(__name__)
+from workers.leased import LeasedLoop
 
 LEASE = "relay"
 # How long a key of `POST /post` is good for, at least.
 KEYS_KEPT = timedelta(days=1)
 _ROWS = 100
-_IDLE_S = 0.05
-_LONG_IDLE_S = 0.2
 
 
 class Relay:
@@ -43,57 +36,14 @@ class Relay:
     ) -> None:
         self._outbox = outbox
         self._events = events
-        self._leases = leases
-        self._lease_s = lease_s
-        self._holder = uuid4().hex
-        self._held_until = 0.0
-        self._pause = Pause("relay")
+        # What this relay last saw is old news while another tells.
+        self._loop = LeasedLoop(
+            LEASE, leases, lease_s, self._move, _ROWS, lambda: metrics.OUTBOX_PENDING.set(0)
+        )
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        try:
-            await self._relay_forever()
-        finally:
-            # The next relay need not wait for the lease to expire.
-            with suppress(FeedError), untraced():
-                await asyncio.shield(self._leases.release(LEASE, self._holder))
-
-    async def _relay_forever(self) -> None:
-        attempt, idle_s = 0, _IDLE_S
-        while True:
-            stop_if_cancelled()
-            try:
-                if not await self._holds_lease():
-                    # What this relay last saw is old news; the one with the lease tells.
-                    metrics.OUTBOX_PENDING.set(0)
-                    await asyncio.sleep(self._lease_s / 3)
-                    continue
-                moved = await self._move()
-            except Exception as error:
-                # Also what nobody foresaw: a relay that stops would stop everything behind it.
-                self._pause.begin(error)
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
-                continue
-            self._pause.end()
-            attempt = 0
-            idle_s = _IDLE_S if moved else min(idle_s * 1.2, _LONG_IDLE_S)
-            if moved < _ROWS:
-                await asyncio.sleep(idle_s)
-
-    async def _holds_lease(self) -> bool:
-        """Renews the lease when a third of it has passed."""
-        now = asyncio.get_running_loop().time()
-        if now < self._held_until - self._lease_s * 2 / 3:
-            return True
-        held_before = now < self._held_until
-        with untraced():
-            held = await self._leases.acquire(LEASE, self._holder, self._lease_s)
-        # Counted from before the call: the store's clock for it can only have started later.
-        self._held_until = now + self._lease_s if held else 0.0
-        if held != held_before:
-            _log.info("relay %s the lease", "has" if held else "lost")
-        return held
+        await self._loop.run()
 
     async def _move(self) -> int:
         """Publishes the oldest rows; returns how many."""
@@ -111,7 +61,7 @@ class Relay:
     async def _publish(self, rows: list[OutboxRow]) -> None:
         """Raises `Unavailable` when the lease ends before the event log has answered."""
         try:
-            async with asyncio.timeout_at(self._held_until):
+            async with asyncio.timeout_at(self._loop.held_until):
                 await self._events.publish([row.record for row in rows])
         except TimeoutError:
             raise Unavailable("the event log did not answer while the lease was held") from None

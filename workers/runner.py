@@ -12,6 +12,7 @@ from stores.connect import Connections
 from workers.consumer import Consumer, Worker
 from workers.embedding import Embedding
 from workers.fanout import Fanout
+from workers.feature_push import FeaturePush
 from workers.features import Features
 from workers.housekeeping import forget_forever
 from workers.impressions import Impressions
@@ -58,7 +59,7 @@ def _fanout(settings: Settings, stores: Connections) -> list[_Job]:
 
 
 def _embedding(settings: Settings, stores: Connections) -> list[_Job]:
-    worker = Embedding(stores.posts(), stores.embedder(), stores.vectors(), stores.features())
+    worker = Embedding(stores.posts(), stores.embedder(), stores.vectors(), stores.feature_cache())
     return [_consume(worker, settings, stores)]
 
 
@@ -67,12 +68,22 @@ def _features(settings: Settings, stores: Connections) -> list[_Job]:
         stores.posts(),
         stores.graph(),
         stores.impressions(),
-        stores.features(),
+        stores.feature_cache(),
         stores.vectors(),
         half_life=timedelta(days=settings.interest_half_life_days),
         proven_viewers=settings.exploration_viewers,
     )
     return [_consume(worker, settings, stores)]
+
+
+def _feature_push(settings: Settings, stores: Connections) -> list[_Job]:
+    pusher = stores.feature_pusher()
+    # Features are served from where they are written; a process that has only this to do waits.
+    return [_wait() if pusher is None else FeaturePush(pusher, stores.leases()).run()]
+
+
+async def _wait() -> None:
+    await asyncio.Event().wait()
 
 
 def _impressions(settings: Settings, stores: Connections) -> list[_Job]:
@@ -98,6 +109,7 @@ _JOBS: dict[str, Callable[[Settings, Connections], list[_Job]]] = {
     "fanout": _fanout,
     "embedding": _embedding,
     "features": _features,
+    "feature_push": _feature_push,
     "impressions": _impressions,
     "media": _media,
 }

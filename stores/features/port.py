@@ -32,7 +32,11 @@ class PostFeatures:
 
 
 class FeatureStore(Protocol):
-    """Raises `mesh.errors.Unavailable` when it cannot be reached. All writes may be repeated."""
+    """Raises `mesh.errors.Unavailable` when it cannot be reached. All writes may be repeated.
+
+    What `Connections.features` gives may answer with values of some moments ago; who computes new
+    values from old ones reads `Connections.feature_cache`, where a write is read at once.
+    """
 
     async def user(self, user_id: int) -> UserFeatures:
         """The defaults of `UserFeatures` for an unknown user."""
@@ -98,4 +102,20 @@ class FeatureStore(Protocol):
 
     async def unproven(self, limit: int) -> list[int]:
         """The newest posts with few impressions, newest first."""
+        ...
+
+
+class FeaturePusher(Protocol):
+    """Carries changes of the feature cache on to a feature server, each at least once.
+
+    Several may work at once; one at a time is enough.
+    """
+
+    async def push(self) -> int:
+        """Pushes the changes that wait the longest; returns how many, 0 when none is left.
+
+        Raises:
+            FeedError: They were not all pushed, and will be tried again by the next call, or after
+                the others where the server refuses just them.
+        """
         ...

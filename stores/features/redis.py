@@ -78,7 +78,7 @@ class RedisFeatureStore:
     async def affinities(self, user_id: int, author_ids: Sequence[int]) -> list[float]:
         if not author_ids:
             return []
-        values = await self._hash_values(_affinity_key(user_id), list(map(str, author_ids)))
+        values = await self._hash_values(affinity_key(user_id), list(map(str, author_ids)))
         return [float(value or 0) for value in values]
 
     async def _hash_values(self, key: str, fields: list[str]) -> list[bytes | None]:
@@ -103,7 +103,7 @@ class RedisFeatureStore:
     async def put_taste(
         self, user_id: int, interest_vector: Vector | None, affinities: dict[int, float]
     ) -> None:
-        user, affinity = _user_key(user_id), _affinity_key(user_id)
+        user, affinity = _user_key(user_id), affinity_key(user_id)
         with redis_errors():
             async with self._client.pipeline(transaction=True) as pipe:
                 if interest_vector is None:
@@ -235,5 +235,6 @@ def _user_key(user_id: int) -> str:
     return f"feature:user:{{{user_id}}}"
 
 
-def _affinity_key(user_id: int) -> str:
+def affinity_key(user_id: int) -> str:
+    """The HASH of a user's affinities by author."""
     return f"feature:affinity:{{{user_id}}}"

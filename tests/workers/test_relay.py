@@ -159,19 +159,19 @@ async def test_a_relay_that_lost_its_lease_publishes_nothing_more(backstage: Bac
 
         async def taken_by_another() -> bool:
             # The relay itself may be the first to take what was released.
-            await leases.release(LEASE, relay._holder)
+            await leases.release(LEASE, relay._loop._holder)
             return await leases.acquire(LEASE, "another", 30)
 
         await eventually(taken_by_another)
 
         async def noticed() -> bool:
-            return not await relay._holds_lease()
+            return not await relay._loop._holds_lease()
 
         await eventually(noticed)
         await backstage.post(author, "hi")
         calls = log.calls
         for _ in range(3):
-            assert not await relay._holds_lease()
+            assert not await relay._loop._holds_lease()
         assert log.calls == calls
     assert len(await backstage.stores.outbox().pending(10)) == 1
 

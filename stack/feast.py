@@ -1,0 +1,94 @@
+"""Feast in an environment of its own, and the commands of `features/` that run there.
+
+`python -m stack.feast materialize | check | compact`, on the stack's Feast.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mesh import logs
+from mesh.errors import FeedError
+from mesh.settings import Settings
+from stack.installing import once, run
+from stack.place import HOST, Place, Port
+
+_ROOT = Path(__file__).parent.parent
+REPOSITORY = _ROOT / "features"
+PINS = _ROOT / "requirements" / "feast.txt"
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+# The stack's Valkey has the feature cache in database 0.
+_DATABASE = 1
+# Scripts of the repository, by command.
+_COMMANDS = ("materialize", "check", "compact")
+
+
+async def python(cache: Path) -> Path:
+    """The interpreter of the environment that has Feast, installed once.
+
+    Raises:
+        FailedPrecondition: It does not install.
+    """
+    uv = (sys.executable, "-m", "uv")
+
+    async def build(folder: Path) -> None:
+        # Not below the environment that runs this: it would be found there, too.
+        base = str(getattr(sys, "_base_executable", sys.executable))
+        await run(*uv, "venv", "--quiet", "--relocatable", "--python", base, "env", cwd=folder)
+        await run(
+            *(*uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes"),
+            *("--requirements", str(PINS), "--python", str(folder / "env" / "bin" / "python")),
+            cwd=folder,
+        )
+
+    definition = await asyncio.to_thread(PINS.read_bytes)
+    folder = await once(cache, "feast", definition + _PYTHON.encode(), build)
+    return folder / "env" / "bin" / "python"
+
+
+def environment(place: Place) -> Mapping[str, str]:
+    """What `features/` reads."""
+    folder = place.data("feast")
+    return {
+        "FEED_FEAST_PROJECT": "feedmesh",
+        "FEED_FEAST_DATA": str(folder),
+        "FEED_FEAST_REDIS": f"{HOST}:{place.port(Port.VALKEY)},db={_DATABASE}",
+        "FEAST_USAGE": "False",
+        # Where its web server puts a socket; by default two servers of one user share it.
+        "XDG_RUNTIME_DIR": str(folder),
+    }
+
+
+async def command(settings: Settings, name: str, arguments: list[str]) -> int:
+    """Runs the repository's script on the stack's Feast; returns its exit code.
+
+    Raises:
+        FailedPrecondition: Feast does not install.
+    """
+    place = Place.of(settings)
+    process = await asyncio.create_subprocess_exec(
+        *(str(await python(place.cache)), str(REPOSITORY / f"{name}.py"), *arguments),
+        cwd=REPOSITORY,
+        env={**os.environ, **environment(place)},
+    )
+    return await process.wait()
+
+
+def main() -> None:
+    """Exits with the command's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m stack.feast")
+    parser.add_argument("command", choices=_COMMANDS)
+    options, arguments = parser.parse_known_args()
+    settings = Settings()
+    logs.setup(settings)
+    try:
+        sys.exit(asyncio.run(command(settings, options.command, arguments)))
+    except FeedError as error:
+        sys.exit(f"Feast cannot be had: {error}")
+
+
+if __name__ == "__main__":
+    main()
