@@ -95,7 +95,11 @@ class FeastPusher:
         gone = sorted(await self._changes.pushed_authors(user_id) - set(scores))
         await self._changes.add_pushed_authors(user_id, list(scores))
         rows = [
-            {"user_id": user_id, "author_id": author_id, "affinity_score": scores.get(author_id)}
+            {
+                "user_id": user_id,
+                "author_id": author_id,
+                "affinity_score": scores.get(author_id, 0.0),
+            }
             for author_id in (*scores, *gone)
         ]
         await self._push_rows(at, AFFINITY, rows)
@@ -110,11 +114,14 @@ class FeastPusher:
 
 
 def _post(post_id: int, post: PostFeatures | None) -> Row:
-    """Of a post that is no more, every feature is null."""
+    """Of a post that is no more, the author is null.
+
+    Not everything: Feast passes over a push of nothing but nulls, and says 200.
+    """
     return {
         "post_id": post_id,
-        "like_count": None if post is None else post.like_count,
-        "has_media": None if post is None else post.has_media,
+        "like_count": 0 if post is None else post.like_count,
+        "has_media": False if post is None else post.has_media,
         "author_id": None if post is None else post.author_id,
         "embedding_json": None if post is None else vector_json(post.embedding),
     }

@@ -1,6 +1,7 @@
 """What every feature store does."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -11,14 +12,24 @@ from mesh.packing import DIMENSIONS, Vector
 from stores.features.port import FeatureStore, PostFeatures, UserFeatures
 from stores.features.redis import RedisFeatureStore
 from stores.redis_client import open_redis
+from tests.fixtures.feast import PushedAtOnce, fallbacks, feast_client
 from tests.fixtures.sql import fresh_id, fresh_ids
+from tests.fixtures.stack import Stack
 from tests.fixtures.valkey import free_port
 
 
-@pytest.fixture(params=["redis"])
-def features(request: pytest.FixtureRequest) -> FeatureStore:
-    client: Redis = request.getfixturevalue("empty_redis")
-    return RedisFeatureStore(client)
+@pytest.fixture(params=["redis", pytest.param("feast", marks=pytest.mark.stack)])
+async def features(
+    request: pytest.FixtureRequest, empty_redis: Redis, stack: Stack
+) -> AsyncIterator[FeatureStore]:
+    if request.param == "redis":
+        yield RedisFeatureStore(empty_redis)
+        return
+    before = fallbacks()
+    async with feast_client(await stack.url("feast")) as feast:
+        yield PushedAtOnce(empty_redis, feast)
+    # Else the cache answered in Feast's place.
+    assert fallbacks() == before
 
 
 def unit_vector(seed: int) -> Vector:
