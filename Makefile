@@ -57,19 +57,13 @@ test: setup ## Runs the tests, in as many processes as there are cores, up to fo
 check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, against the rules
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
 
-test-stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
-	@$(BIN)/python -m stack up $(SERVERS)
+test-stack: setup ## Runs the tests that need real servers, on a stack of their own. Needs Go, JDK 17, Maven
+	@$(BIN)/python -m stack.temporary bash -c '$(PYTEST_PARALLEL) -m stack && $(BIN)/python -m pytest -m outage'
 
-run-stack: setup ## Starts the mesh on the real servers (and those, if need be), each service its own process
-	@$(BIN)/python -m stack.run
+conformance: setup ## Runs each store port's suite on each adapter and writes docs/conformance.md; needs what test-stack does
+	@$(BIN)/python -m stack.temporary $(PYTEST_PARALLEL) -p tests.conformance --conformance docs/conformance.md -m "not outage" tests/stores
 
-stack-status: setup ## Shows the real servers
-	@$(BIN)/python -m stack status $(SERVERS)
-
-stack-stop: setup ## Stops the real servers; their data stays in .feed/stack
-	@$(BIN)/python -m stack down $(SERVERS)
-
-triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
+test-triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
 	@$(BIN)/python -m stack.triton --install && $(BIN)/python -m pytest -m stack tests/stack/test_triton.py
 
 stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
