@@ -80,7 +80,8 @@ async def _add(connection: AsyncConnection, chunk: Sequence[Credentials]) -> Non
 def _taken(username: str | None) -> AlreadyExists:
     if username is None:
         return AlreadyExists("Two of the users have the same username.")
-    return AlreadyExists(f"The username {username!r} is taken.", fields={"username": username})
+    # The name is a field only: details go into spans.
+    return AlreadyExists("This username is taken.", fields={"username": username})
 
 
 def _row(credentials: Credentials) -> dict[str, Any]:

@@ -26,15 +26,18 @@ async def server(place: Place) -> Server:
         async with httpx.AsyncClient(timeout=1) as client:
             return (await client.get(f"http://{HOST}:{status}/status")).status_code == 200
 
-    async def create_database() -> None:
-        """The tables are made by whoever starts the mesh (stores/sql/migrate.py)."""
+    async def prepare() -> None:
+        """Makes the database; its tables are whoever starts the mesh's (stores/sql/migrate.py)."""
         connection = await aiomysql.connect(host=HOST, port=port, user="root", connect_timeout=5)
         try:
             async with connection.cursor() as cursor:
-                await cursor.execute(
-                    f"CREATE DATABASE IF NOT EXISTS {DATABASE}"
-                    " CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
-                )
+                # By default it takes what the machine has, as the only one on it.
+                await cursor.execute("SET GLOBAL tidb_server_memory_limit = '1GB'")
+                await cursor.execute("SET GLOBAL tidb_enable_gogc_tuner = OFF")
+                if not await cursor.execute(f"SHOW DATABASES LIKE '{DATABASE}'"):
+                    await cursor.execute(
+                        f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+                    )
         finally:
             connection.close()
 
@@ -49,5 +52,5 @@ async def server(place: Place) -> Server:
         url=f"mysql+aiomysql://root@{HOST}:{port}/{DATABASE}?charset=utf8mb4",
         ports=[port, status],
         is_healthy=is_healthy,
-        prepare=create_database,
+        prepare=prepare,
     )
