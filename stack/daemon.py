@@ -143,7 +143,16 @@ class Daemon:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await self._ended(_KILLED_WITHIN_S)
+            await self._ports_given_back()
         self._pid_file.unlink(missing_ok=True)
+
+    async def _ports_given_back(self) -> None:
+        """A killed process is seen as dead before its last thread, which holds its sockets, is."""
+        until = time.monotonic() + _KILLED_WITHIN_S
+        while any(port_is_taken(HOST, port) for port in self.server.ports):
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(_POLL_S)
 
     async def _ended(self, within_s: float) -> bool:
         until = time.monotonic() + within_s
