@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import pandas as pd
 from feast import FeatureStore, FeatureView
 from redis import Redis
 
+from parquet_folders import ParquetFoldersOfflineStore
 from views import post_stats, user_author_affinity, user_stats
 
 VIEWS = {"user": user_stats, "post": post_stats, "affinity": user_author_affinity}
@@ -86,7 +86,7 @@ def _cached_post(fields: dict[bytes, bytes]) -> Row:
     return {
         "like_count": int(fields.get(b"like_count", 0)),
         "has_media": fields.get(b"has_media") == b"1",
-        "author_id": int(fields[b"author_id"]) if fields else None,
+        "author_id": int(fields[b"author_id"]) if fields else 0,
         "embedding_json": fields.get(b"embedding"),
     }
 
@@ -107,15 +107,27 @@ def from_online(store: FeatureStore, view: FeatureView, keys: Sequence[Key]) -> 
 
 
 def from_offline(store: FeatureStore, view: FeatureView, keys: Sequence[Key]) -> list[Row]:
-    """Each entity's features as a training set of this moment has them."""
-    entities = pd.DataFrame(keys, columns=_join_keys(view))
-    entities["event_timestamp"] = datetime.now(UTC) + timedelta(minutes=1)
-    job = store.get_historical_features(entities, _references(view), full_feature_names=True)
-    known = {
-        tuple(row[key] for key in _join_keys(view)): row for row in job.to_df().to_dict("records")
-    }
+    """Each entity's newest features, as `materialize` reads them.
+
+    Not by get_historical_features: of a column of ids that is null for one entity, it makes floats.
+    """
+    job = ParquetFoldersOfflineStore.pull_latest_from_table_or_query(
+        store.config,
+        view.batch_source,
+        _join_keys(view),
+        _names(view),
+        view.batch_source.timestamp_field,
+        None,
+    )
+    newest = job.to_df()
+    columns = [newest[name].tolist() for name in (*_join_keys(view), *_names(view))]
+    width = len(_join_keys(view))
+    known = {row[:width]: row[width:] for row in zip(*columns, strict=True)}
     return [
-        {name: _plain(name, known[key][f"{view.name}__{name}"]) for name in _names(view)}
+        {
+            name: _plain(name, value)
+            for name, value in zip(_names(view), known.get(key, ()), strict=False)
+        }
         for key in keys
     ]
 

@@ -1,7 +1,7 @@
 """The three views that ranking reads.
 
-`*_json` is a unit vector of 384 float32 numbers as a JSON array. A post that is no more has no
-author; a pair that is no more has an affinity of 0. What never was has null everywhere.
+`*_json` is a unit vector of 384 float32 numbers as a JSON array. A post that is no more has
+the author 0; a pair that is no more has an affinity of 0. What never was has null everywhere.
 
 `post_stats.author_id` has the name of the entity `author`'s join key: ask with full feature names.
 """

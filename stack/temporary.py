@@ -33,7 +33,7 @@ async def run(command: list[str], settings: Settings) -> int:
     """
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="feed-"))
-    place = Place(_free_ports(), folder / "stack", settings.stack_cache.expanduser())
+    place = Place(free_ports(), folder / "stack", settings.stack_cache.expanduser())
     try:
         running = daemons(place, await describe(place))
         print(f"stack installed after {time.monotonic() - began:.0f} s", flush=True)
@@ -55,7 +55,7 @@ async def run(command: list[str], settings: Settings) -> int:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def _free_ports() -> int:
+def free_ports() -> int:
     """The first of as many free ports as a stack has."""
     for first in random.sample(_PORTS, len(_PORTS)):
         if not any(port_is_taken(HOST, first + port) for port in Port):

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from mesh.degrade import fell_back
 from mesh.errors import FeedError, Internal
-from stores.features.feast_client import AFFINITY, POST_STATS, USER_STATS, FeastClient
+from stores.features.feast_client import AFFINITY, NO_AUTHOR, POST_STATS, USER_STATS, FeastClient
 from stores.features.port import PostFeatures, UserFeatures
 from stores.features.recorded import RecordedFeatureStore
 
@@ -58,9 +58,7 @@ class FeastFeatureStore(RecordedFeatureStore):
             POST_STATS,
             ("author_id", "like_count", "has_media"),
             {"post_id": post_ids},
-            lambda author, likes, media: PostFeatures(
-                int(author), int(likes or 0), bool(media), viewer_count=0, embedding=None
-            ),
+            _post,
         ) as asked:
             cached = await super().posts(post_ids)
             served = await asked or [None] * len(post_ids)
@@ -91,7 +89,7 @@ class FeastFeatureStore(RecordedFeatureStore):
         view: str,
         features: Sequence[str],
         entities: Mapping[str, Sequence[int]],
-        parse: Callable[..., T],
+        parse: Callable[..., T | None],
     ) -> AsyncIterator["asyncio.Task[list[T | None] | None]"]:
         """What Feast knows of each entity, being asked for while the block runs.
 
@@ -114,7 +112,15 @@ class FeastFeatureStore(RecordedFeatureStore):
             asked.cancel()
 
 
-def _parsed(rows: _Rows, parse: Callable[..., T]) -> list[T | None]:
+def _post(author_id: Any, like_count: Any, has_media: Any) -> PostFeatures | None:
+    if int(author_id) == NO_AUTHOR:
+        return None
+    return PostFeatures(
+        int(author_id), int(like_count or 0), bool(has_media), viewer_count=0, embedding=None
+    )
+
+
+def _parsed(rows: _Rows, parse: Callable[..., T | None]) -> list[T | None]:
     try:
         return [parse(*row) if row[0] is not None else None for row in rows]
     except (ValueError, TypeError) as error:

@@ -15,6 +15,8 @@ from mesh.http_spans import post
 USER_STATS = "user_stats"
 POST_STATS = "post_stats"
 AFFINITY = "user_author_affinity"
+# Of a post that is no more.
+NO_AUTHOR = 0
 
 READ_TIMEOUT_S = 0.08
 # Of what is left of the request's deadline; the rest is for going on without.

@@ -11,7 +11,14 @@ from redis.asyncio import Redis
 from mesh import metrics, telemetry
 from mesh.packing import Vector
 from stores.features.changes import Change, FeatureChanges, Kind
-from stores.features.feast_client import AFFINITY, POST_STATS, USER_STATS, FeastClient, Refused
+from stores.features.feast_client import (
+    AFFINITY,
+    NO_AUTHOR,
+    POST_STATS,
+    USER_STATS,
+    FeastClient,
+    Refused,
+)
 from stores.features.port import PostFeatures
 from stores.features.recorded import RecordedFeatureStore
 
@@ -114,15 +121,16 @@ class FeastPusher:
 
 
 def _post(post_id: int, post: PostFeatures | None) -> Row:
-    """Of a post that is no more, the author is null.
+    """Of a post that is no more, the author is 0.
 
-    Not everything: Feast passes over a push of nothing but nulls, and says 200.
+    No null: pandas, with which Feast reads a push, makes floats of a column of integers where one
+    is null, and so other ids of all. And a push of nothing but nulls is passed over, with a 200.
     """
     return {
         "post_id": post_id,
         "like_count": 0 if post is None else post.like_count,
         "has_media": False if post is None else post.has_media,
-        "author_id": None if post is None else post.author_id,
+        "author_id": NO_AUTHOR if post is None else post.author_id,
         "embedding_json": None if post is None else vector_json(post.embedding),
     }
 

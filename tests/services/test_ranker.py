@@ -21,6 +21,7 @@ from ranker_svc.features import FEATURES, Matrix
 from ranker_svc.service import RankerService, server
 from stores.connect import Connections
 from tests.fixtures.sql import fresh_id, fresh_ids
+from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve
 from tests.services.test_rules_ranker import save_linear_model
 
@@ -98,6 +99,24 @@ async def test_without_redis_posts_are_ranked_by_null_features(
     assert answer.degraded == ["features"]
     assert list(answer.topic_similarities) == [0, 0]
     assert all(0 < score <= 1 for score in answer.scores)
+
+
+async def test_without_a_feature_server_posts_are_ranked_by_the_cache(
+    serve: Serve, stub: "RankerServiceAsyncStub", stores: Connections
+) -> None:
+    posts, author = fresh_ids(3), fresh_id()
+    for number, post in enumerate(posts):
+        await stores.features().put_post(
+            post, author_id=author, has_media=False, embedding=direction(number)
+        )
+    request = request_for(posts, [author] * 3)
+    await stores.features().put_taste(request.reader.user_id, direction(1), {author: 0.5})
+    known = await call(stub.RankCandidates, request, timeout=5)
+    async with serve(server, features_url=f"feast+http://127.0.0.1:{free_port()}") as channel:
+        answer = await call(RankerServiceStub(channel).RankCandidates, request, timeout=5)
+    assert answer.degraded == ["features"]
+    assert list(answer.topic_similarities) == list(known.topic_similarities)
+    assert list(answer.author_affinities) == list(known.author_affinities)
 
 
 async def test_a_seeded_random_model_repeats_itself(serve: Serve) -> None:
