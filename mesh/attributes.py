@@ -39,7 +39,7 @@ SPANS = (
     ),
     SpanKindOfOurs(
         "{OPERATION} {table or keys}", "CLIENT", "any", "one SQL statement, one Redis command or "
-        "pipeline"
+        "pipeline; one call of Qdrant (`query {collection}`) or Dgraph (`follow feed`)"
     ),
     SpanKindOfOurs("send {topic}", "PRODUCER", "workers, gateway", "an event into the event log"),
     SpanKindOfOurs(

@@ -20,12 +20,15 @@ _PASSING = frozenset(
         _Code.UNAVAILABLE,
         _Code.DEADLINE_EXCEEDED,
         _Code.RESOURCE_EXHAUSTED,
-        _Code.ABORTED,
         _Code.CANCELLED,
         _Code.INTERNAL,
         _Code.UNKNOWN,
     }
 )
+
+
+class Conflict(Unavailable):
+    """Another transaction was in the way; the same one may succeed at once."""
 
 
 def database(system: str, address: str, **where: str) -> Database:
@@ -51,6 +54,7 @@ async def calling(
         attributes: What else is to be known of it.
 
     Raises:
+        Conflict: Another transaction was in the way.
         Unavailable: The database is away, late or busy.
         Internal: It refuses what we ask for; the log has its code.
     """
@@ -73,6 +77,8 @@ def code_of(error: BaseException) -> grpc.StatusCode | None:
 
 def _feed_error(target: Database, name: str, error: grpc.RpcError) -> FeedError:
     code = code_of(error)
+    if code is _Code.ABORTED:
+        return Conflict(f"{target.system} gave way to another transaction")
     if code in _PASSING:
         return Unavailable(f"{target.system} cannot be used now ({code.name})")
     said = code.name if code else type(error).__name__

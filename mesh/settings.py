@@ -33,7 +33,10 @@ class Settings(BaseSettings):
             "a Qdrant server's gRPC, qdrants:// with TLS."
         ),
     )
-    graph_url: str = Field("sql://", description="Social graph; sql:// is the source of truth.")
+    graph_url: str = Field(
+        "sql://",
+        description="Social graph: sql:// is the source of truth, dgraph://HOST:PORT a Dgraph.",
+    )
     impressions_url: str = Field("sql://", description="Impressions of the last 48 hours.")
     features_url: str = Field(
         "redis://",

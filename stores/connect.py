@@ -67,9 +67,11 @@ class Connections:
         return SqlPostStore(self._database)
 
     def graph(self) -> GraphStore:
+        self._expect("graph_url", "sql", "dgraph")
+        if self._scheme("graph_url") == "dgraph":
+            return self._dgraph
         from stores.graph.sql import SqlGraphStore
 
-        self._expect("graph_url", "sql")
         return SqlGraphStore(self._database)
 
     def impressions(self) -> ImpressionStore:
@@ -185,6 +187,13 @@ class Connections:
         # A client of its own: readers hold connections while they wait for records.
         log = RedisEventLog(self._open_redis(self._url("events_url")))
         return self._closing(log, log.close)
+
+    @cached_property
+    def _dgraph(self) -> GraphStore:
+        from stores.graph.dgraph import DgraphGraphStore
+
+        store = DgraphGraphStore(self._url("graph_url"), self.outbox())
+        return self._closing(store, store.close)
 
     @cached_property
     def _vector_store(self) -> VectorStore:

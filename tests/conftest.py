@@ -1,6 +1,7 @@
 """Fixtures shared by all tests live in tests/fixtures, one module a backend."""
 
 pytest_plugins = [
+    "tests.fixtures.qdrant",
     "tests.fixtures.spans",
     "tests.fixtures.stack",
     "tests.fixtures.sql",

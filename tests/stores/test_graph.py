@@ -1,23 +1,33 @@
 """What every adapter of the graph port does."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from feed.v1 import events_pb2
 
 from mesh.errors import PermissionDenied, ResourceExhausted
 from stores.events.port import Event, Topic
+from stores.graph.dgraph import DgraphGraphStore
 from stores.graph.port import GraphStore, Neighborhood, Relation
 from stores.graph.sql import SqlGraphStore
+from stores.outbox.sql import SqlOutbox
 from stores.sql.database import Database
+from tests.fixtures.dgraph import dgraph_url
 from tests.fixtures.sql import announced, fresh_id, fresh_ids
 
 LIMIT = 100
 
 
-@pytest.fixture
-def graph(database: Database) -> GraphStore:
-    return SqlGraphStore(database)
+@pytest.fixture(params=["sql", "dgraph"])
+async def graph(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[GraphStore]:
+    """Every adapter that is reachable, by its name."""
+    if request.param == "sql":
+        yield SqlGraphStore(database)
+        return
+    store = DgraphGraphStore(dgraph_url(), SqlOutbox(database))
+    yield store
+    await store.close()
 
 
 def event(user_id: int) -> Event:
@@ -161,3 +171,44 @@ async def test_a_pulled_author_stays_pulled(graph: GraphStore) -> None:
     await graph.unfollow(reader, celebrity, event(reader))
     assert await graph.is_pulled(celebrity)
     assert (await graph.neighborhood(reader)).pulled == []
+
+
+async def test_a_follow_and_a_block_at_one_moment_do_not_both_hold(graph: GraphStore) -> None:
+    for _ in range(10):
+        one, other = fresh_ids(2)
+        outcomes = await asyncio.gather(
+            follow(graph, one, other), graph.block(other, one, event(other)),
+            follow(graph, other, one), graph.block(one, other, event(one)),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert outcomes[1] is True
+        assert outcomes[3] is True
+        for user in (one, other):
+            assert (await graph.neighborhood(user)).following == []
+            assert await graph.following_count(user) == 0
+        assert await graph.follower_counts([one, other]) == {one: 0, other: 0}
+
+
+async def test_many_follow_one_author_at_one_moment(graph: GraphStore) -> None:
+    author, readers = fresh_id(), fresh_ids(20)
+    assert await asyncio.gather(*(follow(graph, each, author) for each in readers)) == [True] * 20
+    assert await graph.follower_counts([author]) == {author: 20}
+    assert await graph.followers_page(author, 0, 100) == readers
+    await asyncio.gather(*(graph.unfollow(each, author, event(each)) for each in readers[:5]))
+    assert await graph.follower_counts([author]) == {author: 15}
+
+
+async def test_all_edges_are_found_page_by_page(graph: GraphStore) -> None:
+    readers, authors = fresh_ids(7), fresh_ids(5)
+    edges = [(reader, author) for reader in readers for author in authors]
+    await graph.follow_many(edges)
+    await graph.unfollow(readers[2], authors[0], event(readers[2]))
+    left = [edge for edge in edges if edge != (readers[2], authors[0])]
+    for limit in (1, 3, 5, 100):
+        found, after = list[tuple[int, int]](), (readers[0], 0)
+        while page := await graph.follows_page(after, limit):
+            assert len(page) <= limit
+            # Other tests may follow at the same time.
+            found += [edge for edge in page if edge[0] in readers]
+            after = page[-1]
+        assert found == left
