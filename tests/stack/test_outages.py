@@ -19,7 +19,7 @@ from tests.fixtures.installation import StackInstallation
 from tests.fixtures.stack import Stack
 from tests.fixtures.world import Person
 
-pytestmark = pytest.mark.outage
+pytestmark = pytest.mark.alone
 
 # What a page goes on without, by the server that is away; None where feeds need nothing of it.
 MISSING = {
