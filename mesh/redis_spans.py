@@ -25,6 +25,16 @@ _SCRIPTS = ("EVAL", "EVALSHA")
 Arguments = Sequence[Any]
 
 
+def server(connection: dict[str, Any]) -> dict[str, str | int]:
+    """`server.address` and `server.port` of a connection with these arguments."""
+    if "path" in connection:
+        return {"server.address": connection["path"]}
+    return {
+        "server.address": connection.get("host", "localhost"),
+        "server.port": connection.get("port", 6379),
+    }
+
+
 class LuaScript(str):
     """A Lua script, and what spans call it: what it does, such as "push posts"."""
 
@@ -90,12 +100,7 @@ class _Commands:
     """Operations of one server, and how they are described."""
 
     def __init__(self, connection: dict[str, Any], families: Collection[str]) -> None:
-        where: dict[str, str | int] = {"db.namespace": str(connection.get("db") or 0)}
-        if "path" in connection:
-            where["server.address"] = connection["path"]
-        else:
-            where["server.address"] = connection.get("host", "localhost")
-            where["server.port"] = connection.get("port", 6379)
+        where = {"db.namespace": str(connection.get("db") or 0), **server(connection)}
         self._database = Database("redis", where, _status_code)
         # The longest first, as one may begin with another.
         names = "|".join(map(re.escape, sorted(families, key=len, reverse=True)))

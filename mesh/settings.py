@@ -24,7 +24,8 @@ class Settings(BaseSettings):
         "redis://127.0.0.1:6390/0", description="Mailboxes, feature cache, snapshots, limits."
     )
     events_url: str = Field(
-        "redis://127.0.0.1:6390/0", description="Event log; redis:// is Redis streams."
+        "redis://127.0.0.1:6390/0",
+        description="Event log; redis:// is Redis streams, or kafka://HOST:PORT[,HOST:PORT][/PREFIX].",
     )
     vectors_url: str = Field(
         "edge://{data}/vectors.sock",

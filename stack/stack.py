@@ -9,11 +9,12 @@ from stack.daemon import Daemon, Server
 from stack.place import Place
 
 # Each a module of `stack.servers`.
-SERVERS = ("valkey", "tidb", "minio", "feast", "triton", "vectors")
+SERVERS = ("valkey", "tidb", "kafka", "minio", "feast", "triton", "vectors")
 # The setting that each server's URL goes to.
 _SETTINGS = {
     "valkey": "FEED_REDIS_URL",
     "tidb": "FEED_SQL_URL",
+    "kafka": "FEED_EVENTS_URL",
     "vectors": "FEED_VECTORS_URL",
     "feast": "FEED_FEATURES_URL",
     "triton": "FEED_MODEL_URL",

@@ -181,9 +181,15 @@ class Connections:
 
     @cached_property
     def _event_log(self) -> EventLog:
+        self._expect("events_url", "redis", "kafka")
+        if self._url("events_url").startswith("kafka:"):
+            from stores.events.kafka import KafkaEventLog
+            from stores.events.kafka_client import KafkaAddress
+
+            kafka = KafkaEventLog(KafkaAddress.parse(self._url("events_url")))
+            return self._closing(kafka, kafka.close)
         from stores.events.redis import RedisEventLog
 
-        self._expect("events_url", "redis")
         # A client of its own: readers hold connections while they wait for records.
         log = RedisEventLog(self._open_redis(self._url("events_url")))
         return self._closing(log, log.close)

@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.fixtures.qdrant",
+    "tests.fixtures.kafka",
     "tests.fixtures.spans",
     "tests.fixtures.stack",
     "tests.fixtures.sql",

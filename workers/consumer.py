@@ -130,13 +130,11 @@ class Consumer:
     Args:
         worker: What to do.
         events: Where records come from.
-        system: The event log's name, for spans: the scheme of its URL.
     """
 
-    def __init__(self, worker: Worker, events: EventLog, system: str) -> None:
+    def __init__(self, worker: Worker, events: EventLog) -> None:
         self._worker = worker
         self._events = events
-        self._system = system
         self._pause = Pause(f"consumer {worker.group}")
         for topic in worker.topics:
             # Of a series that begins with the first dead record, that one is no increase.
@@ -177,10 +175,24 @@ class Consumer:
         with untraced():
             records = await subscription.read(self._worker.max_records, _WAIT_S)
         if records:
-            await self._handle_all(records)
-            with untraced():
-                await subscription.commit(records)
+            async with subscription.holding():
+                await self._handle_all(records)
+                await self._commit(subscription, records)
         self._pause.end()
+
+    async def _commit(self, subscription: Subscription, records: Sequence[Record]) -> None:
+        """Until the event log is there to answer: a new subscription would bring repeats only."""
+        attempt = 0
+        while True:
+            stop_if_cancelled()
+            try:
+                with untraced():
+                    await subscription.commit(records)
+                return
+            except AWAY as error:
+                self._pause.begin(error)
+            await asyncio.sleep(backoff_s(attempt))
+            attempt += 1
 
     async def _handle_all(self, records: Sequence[Record]) -> None:
         pieces: dict[str, list[Delivery]] = defaultdict(list)
@@ -251,7 +263,7 @@ class Consumer:
 
     async def _bury(self, record: Record, error: Exception) -> None:
         reason = f"{telemetry.error_type(error)}: {error}"
-        attributes = {**messaging(self._system, record.topic, "send"), "feed.dead_reason": reason}
+        attributes = {**messaging(self._events, record.topic, "send"), "feed.dead_reason": reason}
         attempt = 0
         while True:
             stop_if_cancelled()
@@ -278,10 +290,11 @@ class Consumer:
     def _processing(self, deliveries: Sequence[Delivery], attempt: int) -> Iterator[None]:
         records = [delivery.record for delivery in deliveries]
         topic = records[0].topic
-        attributes = messaging(self._system, topic, "process")
+        attributes = messaging(self._events, topic, "process")
         attributes["messaging.consumer.group.name"] = self._worker.group
         if len(records) == 1:
             attributes["messaging.message.id"] = records[0].event_id
+            attributes.update(records[0].attributes)
         else:
             attributes["messaging.batch.message_count"] = len(records)
         oldest_ms = min(occurred_at_ms(delivery.event) for delivery in deliveries)

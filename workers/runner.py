@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from mesh import telemetry
 from mesh.settings import Settings
@@ -55,12 +54,12 @@ def _relay(settings: Settings, stores: Connections) -> list[_Job]:
 
 def _fanout(settings: Settings, stores: Connections) -> list[_Job]:
     worker = Fanout(stores.posts(), stores.graph(), stores.mailboxes(), settings.push_limit)
-    return [_consume(worker, settings, stores)]
+    return [_consume(worker, stores)]
 
 
 def _embedding(settings: Settings, stores: Connections) -> list[_Job]:
     worker = Embedding(stores.posts(), stores.embedder(), stores.vectors(), stores.feature_cache())
-    return [_consume(worker, settings, stores)]
+    return [_consume(worker, stores)]
 
 
 def _features(settings: Settings, stores: Connections) -> list[_Job]:
@@ -73,7 +72,7 @@ def _features(settings: Settings, stores: Connections) -> list[_Job]:
         half_life=timedelta(days=settings.interest_half_life_days),
         proven_viewers=settings.exploration_viewers,
     )
-    return [_consume(worker, settings, stores)]
+    return [_consume(worker, stores)]
 
 
 def _feature_push(settings: Settings, stores: Connections) -> list[_Job]:
@@ -88,7 +87,7 @@ async def _wait() -> None:
 
 def _impressions(settings: Settings, stores: Connections) -> list[_Job]:
     worker = Impressions(stores.impressions())
-    return [_consume(worker, settings, stores), worker.purge_forever()]
+    return [_consume(worker, stores), worker.purge_forever()]
 
 
 def _media(settings: Settings, stores: Connections) -> list[_Job]:
@@ -96,12 +95,8 @@ def _media(settings: Settings, stores: Connections) -> list[_Job]:
     return [cleaner.run()]
 
 
-def _consume(worker: Worker, settings: Settings, stores: Connections) -> _Job:
-    return Consumer(worker, stores.events(), _system(settings)).run()
-
-
-def _system(settings: Settings) -> str:
-    return urlsplit(settings.events_url).scheme
+def _consume(worker: Worker, stores: Connections) -> _Job:
+    return Consumer(worker, stores.events()).run()
 
 
 _JOBS: dict[str, Callable[[Settings, Connections], list[_Job]]] = {

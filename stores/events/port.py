@@ -1,6 +1,7 @@
 """The event log: what happened, kept in order, delivered at least once."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -49,8 +50,11 @@ class Record:
     value: bytes
     position: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    # How often it was delivered to the group before, 0 the first time.
+    # How often it was delivered to the group before, as far as the log counts that (Kafka does
+    # not); 0 the first time.
     redeliveries: int = 0
+    # What the conventions want spans to say of where it was.
+    attributes: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def event_id(self) -> str:
@@ -59,7 +63,10 @@ class Record:
 
 
 class Subscription(Protocol):
-    """One group's reading of some topics. Records read and not committed come again."""
+    """One group's reading of some topics. Records read and not committed come again.
+
+    A failed `commit` may be tried again on the same subscription.
+    """
 
     async def read(self, max_records: int, wait_s: float) -> list[Record]:
         """Up to `max_records`, waiting at most `wait_s` seconds for the first; may be empty.
@@ -68,8 +75,19 @@ class Subscription(Protocol):
         """
         ...
 
+    def holding(self) -> AbstractAsyncContextManager[None]:
+        """A block that handles and commits what was read last.
+
+        Where another member gets these records before they are committed, the block is cancelled
+        and ends without an error: handled here and there at once, their effects might mix.
+        """
+        ...
+
     async def commit(self, records: Sequence[Record]) -> None:
-        """Marks the records as done for this group."""
+        """Marks the records as done for this group.
+
+        A record that is done may come again while one before it, of the same key, is not.
+        """
         ...
 
     async def close(self) -> None:
@@ -79,6 +97,16 @@ class Subscription(Protocol):
 
 class EventLog(Protocol):
     """Raises `mesh.errors.Unavailable` when the log cannot be reached."""
+
+    @property
+    def system(self) -> str:
+        """What it is, as the conventions for spans call it: redis, kafka."""
+        ...
+
+    @property
+    def server(self) -> Mapping[str, str | int]:
+        """Where it is, for spans: `server.address` and `server.port`."""
+        ...
 
     async def publish(self, records: Sequence[OutgoingRecord]) -> None:
         """Appends the records in order; returns when the log has acknowledged every one.

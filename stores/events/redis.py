@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from mesh.errors import Unavailable
-from mesh.redis_spans import LuaScript
+from mesh.redis_spans import LuaScript, server
 from stores.events.port import OutgoingRecord, Record, Subscription, Topic
 from stores.events.spans import sending
 from stores.redis_client import PIPELINE, redis_errors, run_script
@@ -121,14 +121,20 @@ class RedisEventLog:
             keeps its records until `XGROUP DESTROY`.
     """
 
+    system = "redis"
+
     def __init__(self, client: Redis, keep_s: int = KEEP_S) -> None:
         self._client = client
         self._keep_s = keep_s
 
+    @property
+    def server(self) -> dict[str, str | int]:
+        return server(self._client.connection_pool.connection_kwargs)
+
     async def publish(self, records: Sequence[OutgoingRecord]) -> None:
         """As the port says; after an error, some of the records may be in the log."""
-        with sending("redis", records) as sent:
-            await self._append(sent)
+        with sending(self, records) as sent:
+            await self._append(sent.records)
 
     async def _append(self, records: Sequence[OutgoingRecord]) -> None:
         for start in range(0, len(records), PIPELINE):
@@ -292,6 +298,10 @@ class RedisSubscription:
         # whoever reads.
         with suppress(RedisError, OSError), suppress_instrumentation():
             await self._client.xread({reading.stream: reading.newest}, count=1, block=BLOCK_MS)
+
+    def holding(self) -> AbstractAsyncContextManager[None]:
+        """As the port says; a live member's lease is renewed, so nobody takes its records."""
+        return nullcontext()
 
     async def commit(self, records: Sequence[Record]) -> None:
         done: dict[str, list[str]] = defaultdict(list)

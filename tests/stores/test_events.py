@@ -1,11 +1,12 @@
 """What every event log does: order, at least once, one group apart from another."""
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,29 +16,37 @@ from redis.asyncio import Redis
 
 from local.valkey import Valkey
 from mesh.errors import Unavailable
+from mesh.settings import Settings
+from stores.connect import Connections
+from stores.events.codec import new_event_id
 from stores.events.port import EventLog, OutgoingRecord, Record, Subscription, Topic
 from stores.events.redis import RedisEventLog
 from stores.redis_client import open_redis
 from tests.eventually import eventually
+from tests.fixtures.kafka import delete_topics, everything, headers_of
 from tests.fixtures.spans import attribute
+from tests.fixtures.stack import Stack
 from tests.fixtures.valkey import free_port
 
 POSTS, GRAPH = Topic.POSTS, Topic.GRAPH
 ROOT = Path(__file__).parent.parent.parent
+# For something that is there, or will be.
+WAIT_S = 30.0
 
-# A member that reads, says what, and waits to be killed.
+# A member that reads until it has something, says what, and waits to be killed.
 _MEMBER = """
 import asyncio, sys
+from mesh.settings import Settings
+from stores.connect import Connections
 from stores.events.port import Topic
-from stores.events.redis import RedisEventLog
-from stores.redis_client import open_redis
 
 async def main():
-    log = RedisEventLog(open_redis(sys.argv[1]))
-    subscription = await log.subscribe(sys.argv[2], [Topic.POSTS])
-    records = await subscription.read(100, 10)
-    print(" ".join(record.value.decode() for record in records), flush=True)
-    await asyncio.Event().wait()
+    async with Connections(Settings(events_url=sys.argv[1])) as stores:
+        subscription = await stores.events().subscribe(sys.argv[2], [Topic.POSTS])
+        while not (records := await subscription.read(100, 10)):
+            pass
+        print(" ".join(record.value.decode() for record in records), flush=True)
+        await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -45,18 +54,62 @@ asyncio.run(main())
 
 @dataclass(frozen=True)
 class Backend:
-    """An event log on an empty server, and how a process of its own joins it."""
+    """An event log that holds nothing.
+
+    Args:
+        log: It.
+        url: Its FEED_EVENTS_URL.
+        dead: What is in a topic's dead topic.
+        counts_deliveries: Whether records say how often they were delivered.
+        commits_beyond_gaps: Whether a record that is done stays so while one before it is not.
+        waits_for_dead_s: How long a group waits for a member that was killed.
+    """
 
     log: EventLog
     url: str
+    dead: Callable[[Topic], Awaitable[list[OutgoingRecord]]]
+    counts_deliveries: bool
+    commits_beyond_gaps: bool
+    waits_for_dead_s: float
 
 
-@pytest.fixture(params=["redis"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    client: Redis = request.getfixturevalue("empty_redis")
-    url: str = request.getfixturevalue("cluster_url")
+@pytest.fixture
+def redis(empty_redis: Redis, cluster_url: str) -> Backend:
+    async def dead(topic: Topic) -> list[OutgoingRecord]:
+        return [
+            OutgoingRecord(
+                topic,
+                fields[b"key"].decode(),
+                fields[b"value"],
+                json.loads(fields[b"headers"]),
+            )
+            for _, fields in await empty_redis.xrange(f"events:{{{topic}.dead}}")
+        ]
+
     # Nothing is kept for its age, so that trimming shows.
-    return Backend(RedisEventLog(client, keep_s=0), url)
+    log = RedisEventLog(empty_redis, keep_s=0)
+    return Backend(log, cluster_url, dead, True, True, waits_for_dead_s=5)
+
+
+@pytest.fixture
+async def kafka(stack: Stack) -> AsyncIterator[Backend]:
+    url = f"{await stack.url('kafka')}/{new_event_id()[:12]}"
+
+    async def dead(topic: Topic) -> list[OutgoingRecord]:
+        return [
+            OutgoingRecord(topic, each.key.decode(), each.value, headers_of(each))
+            for each in await everything(url, f"{topic}.dead")
+        ]
+
+    async with Connections(Settings(events_url=url)) as stores:
+        yield Backend(stores.events(), url, dead, False, False, waits_for_dead_s=60)
+    await delete_topics(url)
+
+
+@pytest.fixture(params=["redis", pytest.param("kafka", marks=pytest.mark.stack)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    started: Backend = request.getfixturevalue(request.param)
+    return started
 
 
 @pytest.fixture
@@ -90,7 +143,7 @@ async def joined(
 async def read_all(subscription: Subscription, count: int, at_once: int = 100) -> list[Record]:
     """Reads until there are so many."""
     records: list[Record] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while len(records) < count:
             records += await subscription.read(at_once, 1)
     return records
@@ -100,7 +153,7 @@ async def test_a_record_arrives_as_it_was_published(log: EventLog) -> None:
     value, headers = b'{"text":"\xc3\xa9\\n"}', {"event_id": "e1", "origin": "here"}
     await log.publish([OutgoingRecord(POSTS, "42", value, headers)])
     async with joined(log) as subscription:
-        [arrived] = await subscription.read(10, 5)
+        [arrived] = await subscription.read(10, WAIT_S)
     assert (arrived.topic, arrived.key, arrived.value) == (POSTS, "42", value)
     assert {name: arrived.headers[name] for name in headers} == headers
     assert arrived.event_id == "e1"
@@ -110,7 +163,7 @@ async def test_a_record_arrives_as_it_was_published(log: EventLog) -> None:
 async def test_records_arrive_in_order_and_no_more_than_asked_for(log: EventLog) -> None:
     await publish(log, *range(25))
     async with joined(log) as subscription:
-        assert numbers(await subscription.read(10, 1)) == list(range(10))
+        assert numbers(await subscription.read(10, WAIT_S)) == list(range(10))
         await publish(log, 25)
         assert numbers(await read_all(subscription, 16, at_once=10)) == list(range(10, 26))
 
@@ -118,7 +171,7 @@ async def test_records_arrive_in_order_and_no_more_than_asked_for(log: EventLog)
 async def test_a_group_begins_at_the_oldest_record(log: EventLog) -> None:
     await publish(log, 1, 2)
     async with joined(log, "late") as subscription:
-        assert numbers(await subscription.read(10, 1)) == [1, 2]
+        assert numbers(await subscription.read(10, WAIT_S)) == [1, 2]
 
 
 async def test_nothing_to_read_is_an_empty_answer_in_time(log: EventLog) -> None:
@@ -132,13 +185,13 @@ async def test_nothing_to_read_is_an_empty_answer_in_time(log: EventLog) -> None
 async def test_a_waiting_reader_gets_a_new_record_at_once(log: EventLog) -> None:
     async with joined(log, topics=[GRAPH, POSTS]) as subscription:
         for number in range(3):
-            waiting = asyncio.create_task(subscription.read(10, 5))
+            waiting = asyncio.create_task(subscription.read(10, WAIT_S))
             done, _ = await asyncio.wait([waiting], timeout=0.1)
             assert not done
             published = time.monotonic()
             await publish(log, number)
             assert numbers(await waiting) == [number]
-            assert time.monotonic() - published < 1
+            assert time.monotonic() - published < WAIT_S / 3
 
 
 async def test_all_topics_of_a_subscription_are_read(log: EventLog) -> None:
@@ -155,34 +208,42 @@ async def test_a_busy_topic_does_not_starve_another(log: EventLog) -> None:
     await publish(log, *range(50))
     await publish(log, 100, topic=GRAPH)
     async with joined(log, topics=[POSTS, GRAPH]) as subscription:
-        first_three = [await subscription.read(5, 1) for _ in range(3)]
+        first_three = [await subscription.read(5, WAIT_S) for _ in range(3)]
     assert 100 in [number for records in first_three for number in numbers(records)]
 
 
-async def test_committed_records_do_not_come_again(log: EventLog) -> None:
+async def test_committed_records_do_not_come_again(backend: Backend) -> None:
+    log = backend.log
     await publish(log, 1, 2, 3)
     async with joined(log) as subscription:
-        records = await subscription.read(10, 1)
+        records = await subscription.read(10, WAIT_S)
         await subscription.commit([records[0], records[2]])
         await subscription.commit(records[:1])
         await subscription.commit([])
+    left = [2] if backend.commits_beyond_gaps else [2, 3]
     async with joined(log) as subscription:
-        assert numbers(await subscription.read(10, 1)) == [2]
-        assert await subscription.read(10, 0) == []
+        records = await read_all(subscription, len(left))
+        assert numbers(records) == left
+        await subscription.commit(records)
+    async with joined(log) as subscription:
+        assert await subscription.read(10, 0.5) == []
 
 
-async def test_uncommitted_records_come_first_with_their_redeliveries(log: EventLog) -> None:
+async def test_uncommitted_records_come_first_with_their_redeliveries(backend: Backend) -> None:
+    log = backend.log
     await publish(log, 1, 2, 3)
     async with joined(log) as subscription:
-        assert numbers(await subscription.read(2, 1)) == [1, 2]
+        assert numbers(await subscription.read(2, WAIT_S)) == [1, 2]
     async with joined(log) as subscription:
-        [again] = await subscription.read(1, 1)
-        assert (numbers([again]), again.redeliveries) == ([1], 1)
+        [again] = await subscription.read(1, WAIT_S)
+        assert numbers([again]) == [1]
+        assert again.redeliveries == (1 if backend.counts_deliveries else 0)
     await publish(log, 4)
     async with joined(log) as subscription:
         records = await read_all(subscription, 4)
     assert numbers(records) == [1, 2, 3, 4]
-    assert [each.redeliveries for each in records] == [2, 1, 0, 0]
+    expected = [2, 1, 0, 0] if backend.counts_deliveries else [0, 0, 0, 0]
+    assert [each.redeliveries for each in records] == expected
 
 
 async def test_many_uncommitted_records_are_read_in_pages_before_new_ones(log: EventLog) -> None:
@@ -198,22 +259,25 @@ async def test_many_uncommitted_records_are_read_in_pages_before_new_ones(log: E
 async def test_groups_do_not_affect_each_other(log: EventLog) -> None:
     await publish(log, 1, 2)
     async with joined(log, "first") as first, joined(log, "second") as second:
-        records = await first.read(10, 1)
+        records = await first.read(10, WAIT_S)
         await first.commit(records)
-        assert numbers(records) == numbers(await second.read(10, 1)) == [1, 2]
+        assert numbers(records) == numbers(await read_all(second, 2)) == [1, 2]
         assert await log.lag("first", POSTS) == 0
         assert await log.lag("second", POSTS) == 2
 
 
-async def test_a_second_member_gets_nothing_until_the_first_leaves(log: EventLog) -> None:
+async def test_redis_a_second_member_gets_nothing_until_the_first_leaves(
+    empty_redis: Redis,
+) -> None:
+    log = RedisEventLog(empty_redis)
     await publish(log, 1, 2)
     first, second = await log.subscribe("g", [POSTS]), await log.subscribe("g", [POSTS])
-    records = await first.read(1, 1)
+    records = await first.read(1, WAIT_S)
     assert numbers(records) == [1]
     assert await second.read(10, 0.3) == []
     await first.commit(records)
-    assert numbers(await first.read(1, 1)) == [2]
-    waiting = asyncio.create_task(second.read(10, 5))
+    assert numbers(await first.read(1, WAIT_S)) == [2]
+    waiting = asyncio.create_task(second.read(10, WAIT_S))
     await first.close()
     left = time.monotonic()
     [taken_over] = await waiting
@@ -222,21 +286,26 @@ async def test_a_second_member_gets_nothing_until_the_first_leaves(log: EventLog
     await second.close()
 
 
-async def test_a_member_keeps_its_topics_while_it_handles_for_long(log: EventLog) -> None:
+async def test_a_member_keeps_what_it_has_read_while_it_handles_for_long(log: EventLog) -> None:
     await publish(log, 1)
-    async with joined(log) as first, joined(log) as second:
-        records = await first.read(10, 1)
-        # Longer than a dead member would be waited for.
-        assert await second.read(10, 3.6) == []
-        await first.commit(records)
-        await publish(log, 2)
-        assert numbers(await first.read(10, 1)) == [2]
+    async with joined(log) as first:
+        records = await first.read(10, WAIT_S)
+        async with joined(log) as second:
+            # Longer than a dead member would be waited for.
+            assert await second.read(10, 3.6) == []
+            await first.commit(records)
+            await publish(log, 2)
+            arrived: list[Record] = []
+            async with asyncio.timeout(WAIT_S):
+                while not arrived:
+                    arrived = [*await first.read(10, 0.3), *await second.read(10, 0.3)]
+            assert numbers(arrived) == [2]
 
 
-async def test_what_a_killed_member_left_comes_to_another_within_five_seconds(
-    backend: Backend,
-) -> None:
-    await publish(backend.log, 1, 2)
+async def test_what_a_killed_member_left_comes_to_another(backend: Backend) -> None:
+    # Of so many keys, each of two members has some where they share a topic.
+    every = [record(number, key=number) for number in range(16)]
+    await backend.log.publish(every)
     async with joined(backend.log) as survivor:
         killed = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _MEMBER, backend.url, "g"),
@@ -244,25 +313,31 @@ async def test_what_a_killed_member_left_comes_to_another_within_five_seconds(
             cwd=ROOT,
         )
         assert killed.stdout is not None
-        assert await killed.stdout.readline() == b"1 2\n"
+        had = set(map(int, (await killed.stdout.readline()).split()))
+        assert had
         killed.kill()
         await killed.wait()
-        records = await survivor.read(10, 5)
-    assert numbers(records) == [1, 2]
-    assert [each.redeliveries for each in records] == [1, 1]
+        records: list[Record] = []
+        async with asyncio.timeout(backend.waits_for_dead_s):
+            while not had <= set(numbers(records)):
+                read = await survivor.read(100, 1)
+                await survivor.commit(read)
+                records += read
+    if backend.counts_deliveries:
+        assert [each.redeliveries for each in records] == [1] * 16
 
 
 async def test_a_cancelled_read_loses_nothing(log: EventLog) -> None:
     arrived: set[int] = set()
     async with joined(log) as subscription:
         for number in range(20):
-            reading = asyncio.create_task(subscription.read(10, 5))
+            reading = asyncio.create_task(subscription.read(10, WAIT_S))
             await asyncio.wait([reading], timeout=0.002 * (number % 5))
             await publish(log, number)
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 arrived |= set(numbers(await reading))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while len(arrived) < 20:
                 arrived |= set(numbers(await subscription.read(100, 1)))
 
@@ -270,14 +345,13 @@ async def test_a_cancelled_read_loses_nothing(log: EventLog) -> None:
 async def test_a_buried_record_is_in_the_dead_topic_with_the_reason(backend: Backend) -> None:
     await publish(backend.log, 1)
     async with joined(backend.log) as subscription:
-        [bad] = await subscription.read(10, 1)
+        [bad] = await subscription.read(10, WAIT_S)
         await backend.log.bury(bad, "NOT_FOUND: no such post")
         await subscription.commit([bad])
-    async with Redis.from_url(backend.url) as client:
-        [(_, fields)] = await client.xrange("events:{feed.posts.v1.dead}")
-    assert (fields[b"key"], fields[b"value"]) == (b"1", b"1")
-    assert b'"dead_reason": "NOT_FOUND: no such post"' in fields[b"headers"]
-    assert b'"event_id": "e1"' in fields[b"headers"]
+    [dead] = await backend.dead(POSTS)
+    assert (dead.key, dead.value) == ("1", b"1")
+    assert dead.headers["dead_reason"] == "NOT_FOUND: no such post"
+    assert dead.headers["event_id"] == "e1"
 
 
 async def test_lag_counts_what_is_not_committed(log: EventLog) -> None:
@@ -286,7 +360,7 @@ async def test_lag_counts_what_is_not_committed(log: EventLog) -> None:
     assert await log.lag("g", POSTS) == 10
     async with joined(log) as subscription:
         assert await log.lag("g", POSTS) == 10
-        records = await subscription.read(6, 1)
+        records = await subscription.read(6, WAIT_S)
         assert await log.lag("g", POSTS) == 10
         await subscription.commit(records[:4])
         assert await log.lag("g", POSTS) == 6
@@ -296,24 +370,24 @@ async def test_lag_counts_what_is_not_committed(log: EventLog) -> None:
         assert await log.lag("g", POSTS) == 0
 
 
-async def test_trimming_takes_only_what_every_group_has_committed(backend: Backend) -> None:
-    log = backend.log
+async def test_redis_trimming_takes_only_what_every_group_has_committed(
+    empty_redis: Redis,
+) -> None:
+    log = RedisEventLog(empty_redis, keep_s=0)
     await publish(log, *range(100))
     async with joined(log, "slow") as slow, joined(log, "fast") as fast:
-        first = await slow.read(40, 1)
+        first = await slow.read(40, WAIT_S)
         # 0 to 9 are done for both, and the rest is not; the others are done out of order.
         await slow.commit([*first[:10], *first[20:]])
         await fast.commit(await read_all(fast, 100))
-        async with Redis.from_url(backend.url) as client:
-            assert await client.xlen("events:{feed.posts.v1}") == 90
+        assert await empty_redis.xlen("events:{feed.posts.v1}") == 90
     assert await log.lag("slow", POSTS) == 70
     async with joined(log, "slow") as slow:
         left = await read_all(slow, 70)
         assert numbers(left) == [*range(10, 20), *range(40, 100)]
         await slow.commit(left)
         assert await log.lag("slow", POSTS) == 0
-    async with Redis.from_url(backend.url) as client:
-        assert await client.xlen("events:{feed.posts.v1}") == 1
+    assert await empty_redis.xlen("events:{feed.posts.v1}") == 1
 
 
 async def test_redis_keeps_committed_records_for_a_group_that_starts_late(
@@ -324,23 +398,23 @@ async def test_redis_keeps_committed_records_for_a_group_that_starts_late(
     async with joined(log, "early") as early:
         await early.commit(await read_all(early, 2))
     async with joined(log, "late") as late:
-        assert numbers(await late.read(10, 1)) == [1, 2]
+        assert numbers(await late.read(10, WAIT_S)) == [1, 2]
 
 
 async def test_redis_records_deleted_by_hand_are_passed_over(empty_redis: Redis) -> None:
     log = RedisEventLog(empty_redis, keep_s=0)
     await publish(log, 1, 2, 3)
     async with joined(log) as subscription:
-        records = await subscription.read(10, 1)
+        records = await subscription.read(10, WAIT_S)
     await empty_redis.xdel("events:{feed.posts.v1}", records[1].position)
     async with joined(log) as subscription:
-        left = await subscription.read(10, 1)
+        left = await subscription.read(10, WAIT_S)
         assert numbers(left) == [1, 3]
         await subscription.commit(left)
         assert await log.lag("g", POSTS) == 0
 
 
-async def test_a_server_that_goes_and_comes_back_is_unavailable_in_between(
+async def test_redis_that_goes_and_comes_back_is_unavailable_in_between(
     tmp_path: Path,
 ) -> None:
     valkey = Valkey(tmp_path, free_port())
@@ -349,7 +423,7 @@ async def test_a_server_that_goes_and_comes_back_is_unavailable_in_between(
         log = RedisEventLog(client)
         subscription = await log.subscribe("g", [POSTS])
         await publish(log, 1)
-        assert numbers(await subscription.read(10, 1)) == [1]
+        assert numbers(await subscription.read(10, WAIT_S)) == [1]
         waiting = asyncio.create_task(subscription.read(10, 30))
         await asyncio.wait([waiting], timeout=0.1)
 
@@ -378,7 +452,7 @@ async def test_a_server_that_goes_and_comes_back_is_unavailable_in_between(
         await subscription.close()
 
 
-async def test_a_reader_that_hangs_on_a_stopped_server_is_told_soon(tmp_path: Path) -> None:
+async def test_redis_a_reader_that_hangs_on_a_stopped_server_is_told_soon(tmp_path: Path) -> None:
     valkey = Valkey(tmp_path, free_port())
     await valkey.start()
     async with open_redis(valkey.url) as client, joined(RedisEventLog(client)) as subscription:
@@ -411,12 +485,13 @@ async def test_what_one_span_announced_is_sent_in_one_span_below_it_and_carries_
         ("send feed.graph.v1", 1): None,
     }
     for span in sent:
-        assert attribute(span, "messaging.system") == "redis"
+        assert attribute(span, "messaging.system") == log.system
+        assert attribute(span, "server.address") == "127.0.0.1"
         assert attribute(span, "messaging.operation.type") == "send"
     ids = {s.parent.span_id: s.context.span_id for s in sent if s.parent and "posts" in s.name}
 
     async with joined(log) as subscription:
-        records = await subscription.read(10, 1)
+        records = await read_all(subscription, 3)
     carried = [record.headers["traceparent"].split("-")[1:3] for record in records]
     assert carried == [[f"{7:032x}", f"{ids[n]:016x}"] for n in (1, 1, 2)]
     assert {record.headers["baggage"] for record in records} == {"experiment=blue"}
@@ -437,7 +512,8 @@ async def test_a_failed_sending_is_an_error_on_each_of_its_spans(
 async def test_a_reader_keeps_up_with_concurrent_writers(log: EventLog) -> None:
     async def write(key: int) -> None:
         for number in range(50):
-            await log.publish([record(number, key=key)])
+            each = replace(record(number, key=key), headers={"event_id": new_event_id()})
+            await log.publish([each])
 
     arrived: list[Record] = []
 
@@ -450,7 +526,7 @@ async def test_a_reader_keeps_up_with_concurrent_writers(log: EventLog) -> None:
     async with joined(log) as subscription:
         writers = asyncio.gather(*(write(key) for key in range(4)))
         reading: Callable[[], Awaitable[bool]] = read
-        complete: bool = await eventually(reading, within_s=10)
+        complete: bool = await eventually(reading, within_s=60)
         assert complete
         await writers
     for key in range(4):

@@ -51,7 +51,7 @@ class Recorder:
 
 @asynccontextmanager
 async def consuming(worker: Recorder, events: EventLog) -> AsyncIterator[None]:
-    task = asyncio.create_task(Consumer(worker, events, "redis").run())
+    task = asyncio.create_task(Consumer(worker, events).run())
     try:
         yield
         assert not task.done()
