@@ -38,7 +38,10 @@ class Settings(BaseSettings):
         "sql://",
         description="Social graph: sql:// is the source of truth, dgraph://HOST:PORT a Dgraph.",
     )
-    impressions_url: str = Field("sql://", description="Impressions of the last 48 hours.")
+    impressions_url: str = Field(
+        "sql://",
+        description="Impressions of the last 48 hours; or pinot://HOST:PORT[/TABLE], with kafka://.",
+    )
     features_url: str = Field(
         "redis://",
         description=(

@@ -9,12 +9,13 @@ from stack.daemon import Daemon, Server
 from stack.place import Place
 
 # Each a module of `stack.servers`.
-SERVERS = ("valkey", "tidb", "kafka", "minio", "feast", "triton", "vectors")
+SERVERS = ("valkey", "tidb", "kafka", "zookeeper", "pinot", "minio", "feast", "triton", "vectors")
 # The setting that each server's URL goes to.
 _SETTINGS = {
     "valkey": "FEED_REDIS_URL",
     "tidb": "FEED_SQL_URL",
     "kafka": "FEED_EVENTS_URL",
+    "pinot": "FEED_IMPRESSIONS_URL",
     "vectors": "FEED_VECTORS_URL",
     "feast": "FEED_FEATURES_URL",
     "triton": "FEED_MODEL_URL",

@@ -75,9 +75,11 @@ class Connections:
         return SqlGraphStore(self._database)
 
     def impressions(self) -> ImpressionStore:
+        self._expect("impressions_url", "sql", "pinot")
+        if self._scheme("impressions_url") == "pinot":
+            return self._pinot
         from stores.impressions.sql import SqlImpressionStore
 
-        self._expect("impressions_url", "sql")
         return SqlImpressionStore(self._database)
 
     def outbox(self) -> Outbox:
@@ -182,7 +184,7 @@ class Connections:
     @cached_property
     def _event_log(self) -> EventLog:
         self._expect("events_url", "redis", "kafka")
-        if self._url("events_url").startswith("kafka:"):
+        if self._scheme("events_url") == "kafka":
             from stores.events.kafka import KafkaEventLog
             from stores.events.kafka_client import KafkaAddress
 
@@ -193,6 +195,16 @@ class Connections:
         # A client of its own: readers hold connections while they wait for records.
         log = RedisEventLog(self._open_redis(self._url("events_url")))
         return self._closing(log, log.close)
+
+    @cached_property
+    def _pinot(self) -> ImpressionStore:
+        from stores.impressions.pinot import PinotAddress, PinotImpressionStore
+
+        # Pinot reads topics of Kafka's, and nothing else that we have.
+        self._expect("events_url", "kafka")
+        address = PinotAddress.parse(self._url("impressions_url"))
+        pinot = PinotImpressionStore(address, self.events())
+        return self._closing(pinot, pinot.close)
 
     @cached_property
     def _dgraph(self) -> GraphStore:

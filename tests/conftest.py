@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fixtures.qdrant",
     "tests.fixtures.kafka",
+    "tests.fixtures.pinot",
     "tests.fixtures.spans",
     "tests.fixtures.stack",
     "tests.fixtures.sql",

@@ -86,7 +86,10 @@ async def _wait() -> None:
 
 
 def _impressions(settings: Settings, stores: Connections) -> list[_Job]:
-    worker = Impressions(stores.impressions())
+    impressions = stores.impressions()
+    if impressions.reads_the_log:
+        return [_wait()]
+    worker = Impressions(impressions)
     return [_consume(worker, stores), worker.purge_forever()]
 
 

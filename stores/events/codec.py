@@ -22,6 +22,8 @@ def new_event_id() -> str:
 def encode(event: Event, event_id: str) -> OutgoingRecord:
     """The event as it goes on the wire, with the trace context of whoever calls."""
     fields = json_format.MessageToDict(event.message, preserving_proto_field_name=True)
+    if "event_id" in event.message.DESCRIPTOR.fields_by_name:
+        fields["event_id"] = event_id
     return OutgoingRecord(
         topic=str(event.topic),
         key=str(event.key),

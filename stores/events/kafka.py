@@ -189,6 +189,8 @@ class KafkaEventLog:
                     bootstrap_servers=list(self._address.servers),
                     enable_idempotence=True,
                     acks="all",
+                    # The default, 16 KiB, would make bulks wait for an answer every 50 records.
+                    max_batch_size=256 * 1024,
                     request_timeout_ms=10_000,
                     metadata_max_age_ms=30_000,
                 )

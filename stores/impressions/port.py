@@ -31,8 +31,17 @@ class Seen:
 class ImpressionStore(Protocol):
     """The long memory (Pinot, or SQL). Raises `mesh.errors.Unavailable` when away."""
 
+    @property
+    def reads_the_log(self) -> bool:
+        """Whether it takes impressions from the event log by itself, so that nobody has to."""
+        ...
+
     async def record(self, impressions: Sequence[Impression]) -> None:
-        """Adds impressions; one with a known `event_id` is passed over."""
+        """Adds impressions; one with a known `event_id` is counted once.
+
+        Where the store reads the log they are announced there, and take a moment until they are
+        seen. `RecentSeen` covers it.
+        """
         ...
 
     async def seen(self, user_id: int, since_ms: int, limit: int) -> list[Seen]:

@@ -18,6 +18,8 @@ _PURGE = 5000
 class SqlImpressionStore:
     """`stores.impressions.port.ImpressionStore` in SQL."""
 
+    reads_the_log = False
+
     def __init__(self, db: Database) -> None:
         self._db = db
 

@@ -1,21 +1,65 @@
 """What every adapter of the impressions port does."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
+from mesh.settings import Settings
+from stores.connect import Connections
 from stores.events.codec import new_event_id
 from stores.impressions.port import Impression, ImpressionStore, Seen
 from stores.impressions.sql import SqlImpressionStore
 from stores.sql.database import Database
-from tests.fixtures.sql import fresh_id, fresh_ids
+from stores.sql.migrate import migrate
+from tests.fixtures.pinot import Patient, Pinot
+from tests.fixtures.sql import drop_tidb, fresh_id, fresh_ids, new_tidb, rendered
+from tests.fixtures.stack import Stack
 
 NOW = 1_790_000_000_000
 
 
-@pytest.fixture
-def impressions(database: Database) -> ImpressionStore:
-    return SqlImpressionStore(database)
+@pytest.fixture(scope="session")
+async def sqlite_store(sqlite: str) -> AsyncIterator[ImpressionStore]:
+    database = Database(sqlite)
+    yield SqlImpressionStore(database)
+    await database.close()
+
+
+@pytest.fixture(scope="session")
+async def tidb_store(stack: Stack) -> AsyncIterator[ImpressionStore]:
+    url = await new_tidb(make_url(await stack.url("tidb")))
+    await migrate(rendered(url))
+    database = Database(rendered(url))
+    yield SqlImpressionStore(database)
+    await database.close()
+    await drop_tidb(url)
+
+
+@pytest.fixture(scope="session")
+async def pinot_store(pinot: Pinot) -> AsyncIterator[ImpressionStore]:
+    settings = Settings(events_url=pinot.events_url, impressions_url=pinot.impressions_url)
+    async with Connections(settings) as stores:
+        store: Any = Patient(stores.impressions())
+        yield store
+
+
+TIDB = pytest.param("tidb", marks=pytest.mark.stack)
+PINOT = pytest.param("pinot", marks=pytest.mark.stack)
+
+
+@pytest.fixture(params=["sqlite", TIDB, PINOT])
+def impressions(request: pytest.FixtureRequest) -> ImpressionStore:
+    store: ImpressionStore = request.getfixturevalue(f"{request.param}_store")
+    return store
+
+
+@pytest.fixture(params=["sqlite", TIDB])
+def sql(request: pytest.FixtureRequest) -> ImpressionStore:
+    store: ImpressionStore = request.getfixturevalue(f"{request.param}_store")
+    return store
 
 
 def shown(user_id: int, post_id: int, age_ms: int, dwell_ms: int | None = None) -> Impression:
@@ -52,12 +96,43 @@ async def test_what_was_seen_is_counted_by_post_latest_first(
     assert await impressions.seen(fresh_id(), 0, 10) == []
 
 
-async def test_a_repeated_event_is_passed_over(impressions: ImpressionStore) -> None:
+async def test_a_repeated_event_is_counted_once(impressions: ImpressionStore) -> None:
+    reader, post = fresh_ids(2)
+    impression = shown(reader, post, 0, dwell_ms=9000)
+    await impressions.record([impression, impression])
+    await impressions.record([impression, shown(reader, post, 7)])
+    assert await impressions.seen(reader, 0, 10) == [Seen(post, 2, NOW)]
+    assert await impressions.dwelt(reader, 1, 0, 10) == [impression]
+    after = (NOW, impression.event_id[:-1])
+    assert (await impressions.page(after, 10_000)).count(impression) == 1
+
+
+async def test_sql_the_first_of_a_repeated_event_stays(sql: ImpressionStore) -> None:
     reader, post = fresh_ids(2)
     impression = shown(reader, post, 0)
-    await impressions.record([impression, impression])
-    await impressions.record([replace(impression, seen_at_ms=NOW + 5), shown(reader, post, 7)])
-    assert await impressions.seen(reader, 0, 10) == [Seen(post, 2, NOW)]
+    await sql.record([impression])
+    await sql.record([replace(impression, seen_at_ms=NOW + 5)])
+    assert await sql.seen(reader, 0, 10) == [Seen(post, 1, NOW)]
+
+
+async def test_every_field_is_kept(impressions: ImpressionStore) -> None:
+    reader = fresh_id()
+    # What an imported event may be called.
+    odd = ["it's; --", "*", "100%(a)s", "\\'", "\u00e9\u4e16\U0001f642", 'null"{}']
+    all_of_them = [
+        Impression(event_id, reader, fresh_id(), fresh_id(), NOW + n, n, f"feed {n}", n + 1)
+        for n, event_id in enumerate(odd)
+    ]
+    await impressions.record(all_of_them)
+    assert await impressions.dwelt(reader, 0, 0, 10) == all_of_them[::-1]
+    for each in all_of_them:
+        found = await impressions.page((each.seen_at_ms - 1, "\U0010ffff"), 10_000)
+        assert each in found
+        found = await impressions.page((each.seen_at_ms, each.event_id), 10_000)
+        assert each not in found
+    bare = Impression("bare", reader, fresh_id(), fresh_id(), NOW + 100)
+    await impressions.record([bare])
+    assert bare in await impressions.page((NOW + 99, ""), 10_000)
 
 
 async def test_dwelt_finds_long_looks_latest_first(impressions: ImpressionStore) -> None:
@@ -91,13 +166,13 @@ async def test_pages_go_through_all_impressions_in_the_order_of_time(
     assert await impressions.page((first[-1].seen_at_ms, first[-1].event_id), 2) == all_of_them[3:]
 
 
-async def test_a_purge_forgets_what_is_older(impressions: ImpressionStore) -> None:
+async def test_sql_a_purge_forgets_what_is_older(sql: ImpressionStore) -> None:
     reader, kept, forgotten = fresh_ids(3)
     long_ago = NOW // 2
-    await impressions.record(
+    await sql.record(
         [shown(reader, kept, long_ago)]
         + [shown(reader, forgotten, long_ago + 1 + n % 3) for n in range(6000)]
     )
-    assert await impressions.purge(NOW - long_ago) == 6000
-    assert await impressions.seen(reader, 0, 10) == [Seen(kept, 1, NOW - long_ago)]
-    assert await impressions.purge(NOW - long_ago) == 0
+    assert await sql.purge(NOW - long_ago) == 6000
+    assert await sql.seen(reader, 0, 10) == [Seen(kept, 1, NOW - long_ago)]
+    assert await sql.purge(NOW - long_ago) == 0
