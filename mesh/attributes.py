@@ -152,7 +152,9 @@ ATTRIBUTES = (
     ),
     Attribute("feed.event.age_ms", "int", _PROCESS, "since what the event tells of happened"),
     Attribute("feed.event.previous_attempts", "int", _PROCESS, "failed ones, if any"),
-    Attribute("feed.event.redeliveries", "int", _PROCESS, "earlier deliveries, if any"),
+    Attribute(
+        "feed.event.redeliveries", "int", _PROCESS, "earlier ones, if any; Kafka does not count"
+    ),
     Attribute("feed.dead_reason", "string", "send {topic}.dead", "why it was given up"),
     Attribute(
         "feed.fanout.mode", "string", f"{_PROCESS} by fanout", "push, pull or remove"

@@ -27,18 +27,21 @@ from mesh.errors import Unavailable
 from mesh.ids import now_ms
 from mesh.settings import Settings
 from stores.connect import Connections
-from stores.events.codec import new_event_id
+from stores.events.codec import encode, new_event_id
+from stores.events.port import Event, Topic
 from stores.impressions import pinot as adapter
 from stores.impressions.pinot import PinotAddress, require_numbers
 from stores.impressions.pinot_table import schema, table
 from stores.impressions.port import Impression, ImpressionStore
 from tests.eventually import eventually
+from tests.fixtures.kafka import everything, headers_of
 from tests.fixtures.pinot import Pinot
 from tests.fixtures.spans import attribute
 from tests.fixtures.sql import fresh_id, fresh_ids
 from tests.fixtures.stack import Stack
 from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve
+from workers.runner import run_workers
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -286,10 +289,30 @@ async def test_what_pinot_has_not_taken_in_yet_is_kept_from_the_feed_all_the_sam
 
 
 def test_the_event_in_the_log_has_its_id_in_the_value() -> None:
-    from stores.events.codec import encode
-    from stores.events.port import Event, Topic
-
     message = ImpressionEvent(user_id=1, post_id=2)
     record = encode(Event(Topic.IMPRESSIONS, 1, message), "e1")
     assert json_format.Parse(record.value, ImpressionEvent()).event_id == "e1"
     assert record.headers["event_id"] == "e1"
+
+
+@pytest.mark.stack
+async def test_nobody_copies_what_pinot_reads_by_itself(pinot: Pinot) -> None:
+    settings = Settings(events_url=pinot.events_url, impressions_url=pinot.impressions_url)
+    event_id, reader = new_event_id(), fresh_id()
+    async with Connections(settings) as stores:
+        working = asyncio.create_task(run_workers(settings, stores, ["impressions"]))
+        try:
+            await stores.impressions().record([Impression(event_id, reader, 5, 6, now_ms())])
+
+            async def is_seen() -> bool:
+                return bool(await stores.impressions().seen(reader, 0, 10))
+
+            await eventually(is_seen, within_s=60)
+            assert not working.done()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        # Else it would read what it has announced, announce it, and so on.
+        whole = await everything(pinot.events_url, Topic.IMPRESSIONS)
+        assert await stores.events().lag("impressions", Topic.IMPRESSIONS) == len(whole)
+        assert [headers_of(each)["event_id"] for each in whole].count(event_id) == 1
