@@ -17,7 +17,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from cli.trace import trace
-from mesh.errors import FeedError
+from mesh.errors import FailedPrecondition, FeedError
 from mesh.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,6 +99,22 @@ def demo() -> None:
     from local.demo.load import load
 
     _run(load)
+
+
+@app.command("push-features")
+def push_features() -> None:
+    """Gives all features to the feature server anew: to one that is empty, or lost some.
+
+    The worker feature_push brings them there; feeds go on meanwhile.
+    """
+
+    async def work(stores: "Connections", _: Settings, progress: Progress) -> int:
+        pusher = stores.feature_pusher()
+        if pusher is None:
+            raise FailedPrecondition("FEED_FEATURES_URL names no feature server")
+        return await pusher.push_again()
+
+    _console.print(f"{_run(work):,} users and posts will be pushed")
 
 
 def _run(work: Callable[["Connections", Settings, Progress], Awaitable[T]]) -> T:

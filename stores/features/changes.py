@@ -65,6 +65,14 @@ class Kind(StrEnum):
     AFFINITIES = "affinities"
 
 
+_FAMILIES = {
+    Kind.USER: "feature:user",
+    Kind.POST: "feature:post",
+    Kind.AFFINITIES: "feature:affinity",
+}
+_SCAN = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """Whose features changed.
@@ -99,6 +107,21 @@ class FeatureChanges:
                 await run_script(
                     self._client, _MARK, [_QUEUE, _COUNTER], *names[start : start + PIPELINE]
                 )
+
+    async def mark_all(self) -> int:
+        """Puts whoever has features last; returns how many changes that are."""
+        count = 0
+        for kind, family in _FAMILIES.items():
+            some: list[int] = []
+            with redis_errors():
+                async for key in self._client.scan_iter(f"{family}:{{*}}", count=_SCAN):
+                    some.append(int(key[len(family) + 2 : -1]))
+                    if len(some) == PIPELINE:
+                        await self.mark(kind, some)
+                        count, some = count + len(some), []
+            await self.mark(kind, some)
+            count += len(some)
+        return count
 
     async def oldest(self, limit: int) -> tuple[datetime, list[Change]]:
         """Up to `limit` changes, first those that wait the longest; and the server's time.

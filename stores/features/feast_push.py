@@ -65,6 +65,9 @@ class FeastPusher:
         self._at_once = min(self._at_once * 2, _CHANGES)
         return len(changes)
 
+    async def push_again(self) -> int:
+        return await self._changes.mark_all()
+
     async def _sidestep(self, changes: Sequence[Change]) -> None:
         """Goes on so that one row that Feast never takes holds up no other."""
         if len(changes) > 1:

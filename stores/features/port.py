@@ -119,3 +119,10 @@ class FeaturePusher(Protocol):
                 the others where the server refuses just them.
         """
         ...
+
+    async def push_again(self) -> int:
+        """Takes everything in the cache for changed; returns how many users and posts.
+
+        For a feature server that begins empty, or lost what it had.
+        """
+        ...

@@ -390,6 +390,22 @@ async def test_a_change_during_its_push_is_pushed_again(feast: Feast, empty_redi
     assert feast.asked[-1][1]["df"]["like_count"] == [9]
 
 
+async def test_everything_can_be_pushed_again(feast: Feast, empty_redis: Redis) -> None:
+    async with feast_client(feast.url) as client:
+        store, pusher = FeastFeatureStore(empty_redis, client), FeastPusher(empty_redis, client)
+        for post in range(1, 601):
+            await put(store, post)
+        await store.put_taste(2**62, unit_vector(1), {10: 0.5})
+        await push_all(pusher)
+        feast.asked.clear()
+        assert await pusher.push_again() == 602
+        await push_all(pusher)
+    pushed = [key for _, body in feast.asked for key in body["df"].get("post_id", ())]
+    assert sorted(pushed) == list(range(1, 601))
+    sources = {body["push_source_name"] for _, body in feast.asked}
+    assert sources == {"user_stats_push", "post_stats_push", "user_author_affinity_push"}
+
+
 async def test_nothing_is_lost_while_feast_refuses_or_is_away(
     feast: Feast, empty_redis: Redis
 ) -> None:
