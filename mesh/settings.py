@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         "redis://",
         description=(
             "Features; redis:// is FEED_REDIS_URL; feast+http://HOST:PORT (or feast+https) is a "
-            "Feast feature server with that as its cache (?timeout=0.08: seconds of a read)."
+            "Feast feature server with that as its cache (?timeout=0.15: seconds of a read)."
         ),
     )
     media_url: str = Field(

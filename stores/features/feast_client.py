@@ -18,7 +18,7 @@ AFFINITY = "user_author_affinity"
 # Of a post that is no more.
 NO_AUTHOR = 0
 
-READ_TIMEOUT_S = 0.08
+READ_TIMEOUT_S = 0.15
 # Of what is left of the request's deadline; the rest is for going on without.
 _SHARE = 0.8
 # Feast itself waits 8 s for a Redis that is away.
