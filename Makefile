@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-recall docs requirements clean observability-check
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -81,6 +81,15 @@ stack-stop: setup ## Stops the real servers; their data stays in .feed/stack
 triton: setup ## Starts a real Triton with the ranking model; ARGS=--help lists its options
 	@$(BIN)/python -m stack.triton $(ARGS)
 
+features-check: setup ## Holds Feast's offline and online values, and the cache's, of 1,000 random entities against one another
+	@$(BIN)/python -m stack.feast check
+
+features-materialize: setup ## Brings Feast's offline values to its online store
+	@$(BIN)/python -m stack.feast materialize
+
+features-compact: setup ## Makes one Parquet file of the many that pushes to Feast leave
+	@$(BIN)/python -m stack.feast compact
+
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -113,6 +122,9 @@ bench-tracing: setup ## Measures what tracing costs a feed: off, at 1 % and at 1
 
 bench-spans: setup ## Measures what spans and metrics of store operations cost
 	@$(BIN)/python -m bench.store_spans
+
+bench-feast: setup ## Measures features by way of Feast, and feeds while it is away; needs make stack SERVERS="valkey feast"
+	@$(BIN)/python -m bench.feast
 
 bench-recall: setup ## Measures recall@100 and latency of the embedded vector engine
 	@$(BIN)/python -m bench.recall --points 20000

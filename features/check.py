@@ -192,7 +192,7 @@ def main() -> None:
     """Exits with 1 when something differs, and when there is nothing to compare."""
     parser = argparse.ArgumentParser(prog="check")
     parser.add_argument("--entities", type=int, default=1_000)
-    parser.add_argument("--cache", required=True, help="the feature cache: redis://HOST:PORT/DB")
+    parser.add_argument("--cache", default=os.environ["FEED_FEAST_CACHE"], help="a Redis URL")
     parser.add_argument("--seed", type=int, help="chooses the same again")
     options = parser.parse_args()
     os.chdir(Path(__file__).parent)

@@ -56,6 +56,7 @@ def environment(place: Place) -> Mapping[str, str]:
         "FEED_FEAST_PROJECT": "feedmesh",
         "FEED_FEAST_DATA": str(folder),
         "FEED_FEAST_REDIS": f"{HOST}:{place.port(Port.VALKEY)},db={_DATABASE}",
+        "FEED_FEAST_CACHE": f"redis://{HOST}:{place.port(Port.VALKEY)}/0",
         "FEAST_USAGE": "False",
         # Where its web server puts a socket; by default two servers of one user share it.
         "XDG_RUNTIME_DIR": str(folder),
