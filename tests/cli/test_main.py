@@ -44,15 +44,15 @@ class Command:
             "FEED_EVENTS_URL": url,
         }
 
-    async def start(self, *arguments: object) -> Process:
+    async def start(self, *arguments: object, **env: str) -> Process:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cli.main", *map(str, arguments),
-            cwd=ROOT, env=self._env, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+            cwd=ROOT, env={**self._env, **env}, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
 
-    async def run(self, *arguments: object) -> tuple[int, str, str]:
+    async def run(self, *arguments: object, **env: str) -> tuple[int, str, str]:
         """Its exit code, standard output and standard error."""
-        process = await self.start(*arguments)
+        process = await self.start(*arguments, **env)
         out, err = await process.communicate()
         assert process.returncode is not None
         return process.returncode, out.decode(), err.decode()
@@ -133,3 +133,17 @@ async def test_bad_lines_go_to_standard_error_and_the_exit_code_tells(
     code, out, err = await command.run("import", bad, mixed)
     assert code == 0
     assert f"{mixed}:1: Invalid JSON" in err
+
+
+async def test_features_are_pushed_again_where_there_is_a_feature_server(tmp_path: Path) -> None:
+    command = Command(tmp_path)
+    async with backends(command.settings), Connections(command.settings) as stores:
+        for post in (1, 2):
+            await stores.features().put_post(post, author_id=3, has_media=False)
+        code, _, said = await command.run("push-features")
+        assert code == 1
+        assert "FEED_FEATURES_URL" in said
+        feast = {"FEED_FEATURES_URL": f"feast+http://127.0.0.1:{free_port()}"}
+        code, _, said = await command.run("push-features", **feast)
+        assert code == 0
+        assert "2 users and posts" in said
