@@ -61,6 +61,8 @@ _FOLLOWERS = 200
 _LONGEST_PAUSE_S = 0.2
 # An announcement that waits for so long was left behind by a process that ended.
 LEFT_BEHIND_S = 60.0
+# They wait on a few nodes of their own: to look for them among all users' would take ever longer.
+_SHELVES = 64
 _SWEEP_EVERY_S = 30.0
 _MESSAGE_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -77,7 +79,7 @@ class DgraphGraphStore:
     """`stores.graph.port.GraphStore` in Dgraph 25 or newer.
 
     The outbox is in SQL, so an event cannot be written in the transaction of its edge. Instead the
-    edge's transaction leaves the event on the user's node; it goes to the outbox and is then
+    edge's transaction leaves the event on a node for that; it goes to the outbox and is then
     removed. What a crash leaves there, any process with this store announces a minute later.
 
     Args:
@@ -250,19 +252,21 @@ class DgraphGraphStore:
 
     async def announce_left_behind(self, older_than_s: float = LEFT_BEHIND_S) -> int:
         """Announces what other processes changed and did not announce; returns how much."""
+        shelves = ", ".join(_shelf(each) for each in range(_SHELVES))
         rows = await self._read(
-            "unannounced", "q(func: has(feed.unannounced)) { uid feed.unannounced }"
+            "unannounced",
+            f"q(func: uid({shelves})) @filter(has(feed.unannounced)) {{ uid feed.unannounced }}",
         )
         until_ms = now_ms() - older_than_s * 1000
         found = [(row["uid"], text) for row in rows["q"] for text in row["feed.unannounced"]]
-        left = [(uid, text) for uid, text in found if json.loads(text)["at_ms"] <= until_ms]
-        for uid, text in left:
-            await self._announce(uid, text)
+        left = [(shelf, text) for shelf, text in found if json.loads(text)["at_ms"] <= until_ms]
+        for shelf, text in left:
+            await self._announce(shelf, text)
         return len(left)
 
-    async def _announce(self, uid: str, text: str) -> None:
+    async def _announce(self, shelf: str, text: str) -> None:
         await self._outbox.add([_record(text)])
-        removal = Mutation(delete_json=_json({"uid": uid, "feed.unannounced": text}))
+        removal = Mutation(delete_json=_json({"uid": shelf, "feed.unannounced": text}))
         await self._write("announced", "", [removal])
 
     async def _sweep(self) -> None:
@@ -320,8 +324,8 @@ class DgraphGraphStore:
         mutation = Mutation(
             set_json=_json(
                 [
-                    {"uid": _uid(user_id), "feed.guard": guard, "feed.unannounced": text}
-                    | dict(add or {}),
+                    {"uid": _uid(user_id), "feed.guard": guard} | dict(add or {}),
+                    {"uid": _shelf(user_id), "feed.unannounced": text},
                     *({"uid": _uid(each), "feed.guard": guard} for each in guards),
                 ]
             ),
@@ -332,7 +336,7 @@ class DgraphGraphStore:
         found = {each for each in conditions if rows[f"q_{each}"]}
         if not found & set(when or ()) and found >= set(unless or ()):
             try:
-                await self._announce(_uid(user_id), text)
+                await self._announce(_shelf(user_id), text)
             except FeedError as error:
                 # The change is made, and its announcement is kept with it.
                 _log.warning("%s is announced later: %s", name, error)
@@ -431,6 +435,11 @@ class DgraphGraphStore:
 
 def _uid(user_id: int) -> str:
     return hex(user_id)
+
+
+def _shelf(user_id: int) -> str:
+    """The node on which announcements of a user's changes wait."""
+    return hex(1 + user_id % _SHELVES)
 
 
 def _ids(rows: Iterable[Mapping[str, Any]]) -> list[int]:
