@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 
 from mesh.degrade import best_effort
 from mesh.errors import ResourceExhausted
-from mesh.redis_spans import trace_commands
 from mesh.settings import Settings
 
 # Without an answer by then, requests pass: better too many than none.
@@ -24,7 +23,7 @@ class RateLimits:
 
     Args:
         settings: FEED_RATE_LIMIT_* are read.
-        redis: Whose connections are used.
+        redis: Where they are counted.
     """
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
@@ -34,7 +33,9 @@ class RateLimits:
             "async+redis://", implementation="redispy", key_prefix="limit", **shared
         )
         if isinstance(storage.bridge, RedispyBridge):
-            trace_commands(storage.bridge.storage, ("limit",))
+            # It makes a client of its own of the pool, which knows neither clusters nor spans.
+            storage.bridge.storage = redis
+            storage.bridge.register_scripts()
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._user = parse(settings.rate_limit_user)
         self._address = parse(settings.rate_limit_address)

@@ -21,7 +21,9 @@ class Settings(BaseSettings):
         "sqlite+aiosqlite:///{data}/feed.db", description="Source of truth: users, posts, likes."
     )
     redis_url: str = Field(
-        "redis://127.0.0.1:6390/0", description="Mailboxes, feature cache, snapshots, limits."
+        "redis://127.0.0.1:6390/0",
+        description="Mailboxes, feature cache, snapshots, limits; redis+cluster://HOST:PORT,... "
+        "is a cluster.",
     )
     events_url: str = Field(
         "redis://127.0.0.1:6390/0",

@@ -183,7 +183,7 @@ class Connections:
 
     @cached_property
     def _event_log(self) -> EventLog:
-        self._expect("events_url", "redis", "kafka")
+        self._expect("events_url", "redis", "rediss", "redis+cluster", "rediss+cluster", "kafka")
         if self._scheme("events_url") == "kafka":
             from stores.events.kafka import KafkaEventLog
             from stores.events.kafka_client import KafkaAddress

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 
 from mesh.errors import Unavailable
 from mesh.redis_spans import LuaScript, trace_commands
+from stores.redis_cluster import Address, RedisCluster
 from stores.redis_connections import CancellablePool
 
 MAX_CONNECTIONS = 64
@@ -31,6 +33,7 @@ KEY_FAMILIES = (
     "feature:unpushed",
     "feature:user",
     "feed",
+    "limit",
     "mailbox",
     "popular",
     "progress",
@@ -43,9 +46,34 @@ KEY_FAMILIES = (
 def open_redis(url: str) -> Redis:
     """A client that answers in bytes; connects at the first command. The caller closes it.
 
+    Args:
+        url: redis://, rediss:// or unix:// for one server; redis+cluster:// or rediss+cluster://
+            for a cluster, of which one node is enough to find the others: HOST:PORT,HOST:PORT.
+
     A failed connection is tried once more at once, because the server may have restarted since it
     was last used. A time-out is not: it would hide an outage for as long again.
     """
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if kind != "cluster":
+        return _open_node(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+
+    def open_node(address: Address) -> Redis:
+        host, port = address
+        at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        netloc = f"{credentials}@{at}" if credentials else at
+        return _open_node(parts._replace(scheme=scheme, netloc=netloc, path="/0").geturl())
+
+    return RedisCluster([_address(host) for host in hosts.split(",")], open_node)
+
+
+def _address(host: str) -> Address:
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "localhost", parts.port or 6379
+
+
+def _open_node(url: str) -> Redis:
     pool = CancellablePool.from_url(
         url,
         max_connections=MAX_CONNECTIONS,

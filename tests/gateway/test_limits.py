@@ -19,9 +19,9 @@ def an_address() -> str:
     return f"address-{fresh_id()}"
 
 
-@pytest.fixture
-def limits(world: World) -> RateLimits:
-    return RateLimits(FEW, world.stores.redis)
+@pytest.fixture(params=["redis", "cluster"])
+def limits(request: pytest.FixtureRequest) -> RateLimits:
+    return RateLimits(FEW, request.getfixturevalue(f"empty_{request.param}"))
 
 
 async def test_a_user_is_stopped_after_their_share_and_told_when_to_come_back(

@@ -26,7 +26,7 @@ from tests.eventually import eventually
 from tests.fixtures.kafka import delete_topics, everything, headers_of
 from tests.fixtures.spans import attribute
 from tests.fixtures.stack import Stack
-from tests.fixtures.valkey import free_port
+from tests.fixtures.valkey import ValkeyCluster, free_port
 
 POSTS, GRAPH = Topic.POSTS, Topic.GRAPH
 ROOT = Path(__file__).parent.parent.parent
@@ -75,6 +75,15 @@ class Backend:
 
 @pytest.fixture
 def redis(empty_redis: Redis, cluster_url: str) -> Backend:
+    return streams(empty_redis, cluster_url)
+
+
+@pytest.fixture
+def cluster(empty_cluster: Redis, masters: ValkeyCluster) -> Backend:
+    return streams(empty_cluster, masters.url)
+
+
+def streams(client: Redis, url: str) -> Backend:
     async def dead(topic: Topic) -> list[OutgoingRecord]:
         return [
             OutgoingRecord(
@@ -83,12 +92,12 @@ def redis(empty_redis: Redis, cluster_url: str) -> Backend:
                 fields[b"value"],
                 json.loads(fields[b"headers"]),
             )
-            for _, fields in await empty_redis.xrange(f"events:{{{topic}.dead}}")
+            for _, fields in await client.xrange(f"events:{{{topic}.dead}}")
         ]
 
     # Nothing is kept for its age, so that trimming shows.
-    log = RedisEventLog(empty_redis, keep_s=0)
-    return Backend(log, cluster_url, dead, True, True, waits_for_dead_s=5)
+    log = RedisEventLog(client, keep_s=0)
+    return Backend(log, url, dead, True, True, waits_for_dead_s=5)
 
 
 @pytest.fixture
@@ -106,7 +115,7 @@ async def kafka(stack: Stack) -> AsyncIterator[Backend]:
     await delete_topics(url)
 
 
-@pytest.fixture(params=["redis", pytest.param("kafka", marks=pytest.mark.stack)])
+@pytest.fixture(params=["redis", "cluster", pytest.param("kafka", marks=pytest.mark.stack)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     started: Backend = request.getfixturevalue(request.param)
     return started

@@ -18,12 +18,12 @@ from tests.fixtures.stack import Stack
 from tests.fixtures.valkey import free_port
 
 
-@pytest.fixture(params=["redis", pytest.param("feast", marks=pytest.mark.stack)])
+@pytest.fixture(params=["redis", "cluster", pytest.param("feast", marks=pytest.mark.stack)])
 async def features(
-    request: pytest.FixtureRequest, empty_redis: Redis, stack: Stack
+    request: pytest.FixtureRequest, empty_redis: Redis, empty_cluster: Redis, stack: Stack
 ) -> AsyncIterator[FeatureStore]:
-    if request.param == "redis":
-        yield RedisFeatureStore(empty_redis)
+    if request.param != "feast":
+        yield RedisFeatureStore(empty_redis if request.param == "redis" else empty_cluster)
         return
     before = fallbacks()
     async with feast_client(await stack.url("feast")) as feast:

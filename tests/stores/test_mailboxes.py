@@ -15,9 +15,9 @@ from tests.fixtures.sql import fresh_id, fresh_ids
 from tests.fixtures.valkey import free_port
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture(params=["redis", "cluster"])
 def mailboxes(request: pytest.FixtureRequest) -> MailboxStore:
-    client: Redis = request.getfixturevalue("empty_redis")
+    client: Redis = request.getfixturevalue(f"empty_{request.param}")
     return RedisMailboxStore(client)
 
 

@@ -12,9 +12,9 @@ from tests.fixtures.sql import fresh_id
 from tests.fixtures.valkey import free_port
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture(params=["redis", "cluster"])
 def recent(request: pytest.FixtureRequest) -> RecentSeen:
-    client: Redis = request.getfixturevalue("empty_redis")
+    client: Redis = request.getfixturevalue(f"empty_{request.param}")
     return RedisRecentSeen(client)
 
 

@@ -13,9 +13,9 @@ from tests.eventually import eventually
 from tests.fixtures.valkey import free_port
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture(params=["redis", "cluster"])
 def snapshots(request: pytest.FixtureRequest) -> SnapshotStore:
-    client: Redis = request.getfixturevalue("empty_redis")
+    client: Redis = request.getfixturevalue(f"empty_{request.param}")
     return RedisSnapshotStore(client)
 
 
