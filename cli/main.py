@@ -5,9 +5,10 @@ A command's parts are imported when it runs: all of them together take seconds.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import uvloop
@@ -17,7 +18,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from cli.trace import trace
-from mesh.errors import FailedPrecondition, FeedError
+from mesh.errors import FailedPrecondition, FeedError, InvalidArgument
 from mesh.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,6 +94,47 @@ def export_file(
     Console().print(table)
 
 
+@app.command("copy")
+def copy_installation(
+    source: Annotated[str, typer.Option("--from", help="embedded, stack, or a file of FEED_*.")],
+    target: Annotated[str, typer.Option("--to", help="The same; where everything goes.")],
+) -> None:
+    """Copies an installation into another one, and compares both by counts and checksums.
+
+    Stop what writes to either before. When it is interrupted, the same command goes on where it
+    stopped. Exits with 1 when the two differ in the end.
+    """
+    from cli.copying import Compared, copy
+    from cli.environments import settings_of
+    from local.embedded import backends
+    from stores.connect import Connections
+
+    async def on_both() -> "list[Compared]":
+        here, there = await settings_of(source), await settings_of(target)
+        urls = [each.url(each.sql_url) for each in (here, there)]
+        if urls[0] == urls[1]:
+            raise InvalidArgument("Both sides are the same database.")
+        state = there.data_dir / f"copy-{sha256(' '.join(urls).encode()).hexdigest()[:12]}.json"
+        async with (
+            backends(here),
+            backends(there),
+            Connections(here) as one,
+            Connections(there) as other,
+        ):
+            with _bars() as progress:
+                return await copy(one, other, there, state, progress)
+
+    compared = _run_to_end(on_both)
+    table = Table("kind", "rows here", "rows there", "same")
+    for each in compared:
+        same = "yes" if each.is_same else "NO"
+        table.add_row(each.kind, f"{each.here.count:,}", f"{each.there.count:,}", same)
+    Console().print(table)
+    if not all(each.is_same for each in compared):
+        _console.print("the two differ")
+        raise typer.Exit(1)
+
+
 @app.command()
 def demo() -> None:
     """Loads the demo world, once."""
@@ -124,16 +166,24 @@ def _run(work: Callable[["Connections", Settings, Progress], Awaitable[T]]) -> T
 
     async def on_stores() -> T:
         settings = Settings()
-        columns = (
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
-            TaskProgressColumn(show_speed=True), Elapsed(),
-        )  # fmt: skip
         async with backends(settings), Connections(settings) as stores:
-            with Progress(*columns, console=_console) as progress:
+            with _bars() as progress:
                 return await work(stores, settings, progress)
 
+    return _run_to_end(on_stores)
+
+
+def _bars() -> Progress:
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+        TaskProgressColumn(show_speed=True), Elapsed(),
+    )  # fmt: skip
+    return Progress(*columns, console=_console)
+
+
+def _run_to_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
-        return uvloop.run(on_stores())
+        return uvloop.run(work())
     except (FeedError, OSError) as error:
         _console.print(f"stopped: {error}\nThe same command goes on from here.")
         raise typer.Exit(1) from error

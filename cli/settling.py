@@ -5,13 +5,14 @@ too. Everything is computed from the present state, as the workers do; repeats a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
+from typing import Protocol
 
 from rich.progress import Progress
 
 from cli.concurrency import for_each
-from cli.index import Index, Touched
+from cli.index import Touched
 from mesh.settings import Settings
 from stores.connect import Connections
 from stores.mailboxes.port import CAPACITY, Box
@@ -27,7 +28,21 @@ _OPTIMIZE_FROM = 1_000
 _Act = Callable[[Sequence[int]], Awaitable[None]]
 
 
-async def settle(index: Index, stores: Connections, settings: Settings, progress: Progress) -> None:
+class Unsettled(Protocol):
+    """What is to be settled, such as an `Index`."""
+
+    def touched(self, kind: Touched) -> list[int]:
+        """What still is."""
+        ...
+
+    def settled(self, kind: Touched, ids: Iterable[int]) -> None:
+        """These are not any more."""
+        ...
+
+
+async def settle(
+    index: Unsettled, stores: Connections, settings: Settings, progress: Progress
+) -> None:
     """Brings features, tastes, mailboxes and the vector index up to what was loaded."""
     settling = _Settling(stores, settings)
     if len(index.touched("post")) >= _OPTIMIZE_FROM:

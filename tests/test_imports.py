@@ -17,7 +17,7 @@ ALLOWED = {
     "gateway": {"stores", "mesh"},
     "workers": {"stores", "mesh"},
     **{service: {"stores", "mesh"} for service in SERVICES},
-    "cli": {"stores", "mesh", "workers", "local"},
+    "cli": {"stores", "mesh", "workers", "local", "stack"},
     "local": OURS - {"tests", "bench", "stack"},
     "stack": OURS - {"tests", "bench", "cli"},
 }

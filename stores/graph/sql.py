@@ -80,6 +80,11 @@ class SqlGraphStore:
             ]
             await self._db.write(partial(insert_many, table=follows, rows=rows))
 
+    async def block_many(self, edges: Sequence[tuple[int, int]]) -> None:
+        for chunk in chunks(edges):
+            rows = [{"user_id": user_id, "target_id": target_id} for user_id, target_id in chunk]
+            await self._db.write(partial(insert_many, table=blocks, rows=rows))
+
     async def neighborhood(self, user_id: int) -> Neighborhood:
         # One statement, because every feed waits for it.
         around = union_all(
@@ -143,6 +148,24 @@ class SqlGraphStore:
         query = select(pulled_authors).where(pulled_authors.c.author_id == author_id)
         async with self._db.read() as connection:
             return (await connection.execute(query)).one_or_none() is not None
+
+    async def pulled_page(self, after: int, limit: int) -> list[int]:
+        author_id = pulled_authors.c.author_id
+        query = select(author_id).where(author_id > after).order_by(author_id).limit(limit)
+        async with self._db.read() as connection:
+            return list(await connection.scalars(query))
+
+    async def blocks_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        key = tuple_(blocks.c.user_id, blocks.c.target_id)
+        query = (
+            select(blocks.c.user_id, blocks.c.target_id)
+            .where(key > tuple_(literal(after[0]), literal(after[1])))
+            .order_by(blocks.c.user_id, blocks.c.target_id)
+            .limit(limit)
+        )
+        async with self._db.read() as connection:
+            rows = await connection.execute(query)
+            return [(user_id, target_id) for user_id, target_id in rows]
 
     async def follows_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
         key = tuple_(follows.c.follower_id, follows.c.author_id)

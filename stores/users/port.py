@@ -46,6 +46,10 @@ class UserStore(Protocol):
         """The user with this name, in any case, for login."""
         ...
 
+    async def credentials_page(self, after: int, limit: int) -> list[Credentials]:
+        """As `page`, with the hashes of passwords: for moving an installation."""
+        ...
+
     async def page(self, after: int, limit: int) -> list[User]:
         """Users with an id above `after`, in the order of ids."""
         ...

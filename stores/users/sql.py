@@ -55,10 +55,14 @@ class SqlUserStore:
             row = (await connection.execute(query)).one_or_none()
         return Credentials(_user(row), row.password_hash) if row else None
 
-    async def page(self, after: int, limit: int) -> list[User]:
+    async def credentials_page(self, after: int, limit: int) -> list[Credentials]:
         query = select(users).where(users.c.user_id > after).order_by(users.c.user_id).limit(limit)
         async with self._db.read() as connection:
-            return [_user(row) for row in await connection.execute(query)]
+            rows = await connection.execute(query)
+            return [Credentials(_user(row), row.password_hash) for row in rows]
+
+    async def page(self, after: int, limit: int) -> list[User]:
+        return [credentials.user for credentials in await self.credentials_page(after, limit)]
 
 
 async def _add(connection: AsyncConnection, chunk: Sequence[Credentials]) -> None:

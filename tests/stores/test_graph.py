@@ -108,6 +108,25 @@ async def test_following_stops_at_the_limit(graph: GraphStore, database: Databas
     assert len(await announced(database, reader)) == 2
 
 
+async def test_blocks_and_pulled_authors_are_added_in_bulk_and_read_in_pages(
+    graph: GraphStore,
+) -> None:
+    people = fresh_ids(5)
+    edges = sorted((user, other) for user in people for other in people if user != other)
+    await graph.block_many(edges)
+    await graph.block_many(edges[:3])
+    after, found = (people[0] - 1, 0), []
+    while page := await graph.blocks_page(after, 7):
+        found += page
+        after = page[-1]
+    assert found == edges
+    assert (await graph.relation(people[0], people[1])).blocking
+    for author in people:
+        await graph.mark_pulled(author)
+    assert await graph.pulled_page(people[0] - 1, 2) == people[:2]
+    assert await graph.pulled_page(people[1], 10) == people[2:]
+
+
 async def test_nobody_follows_under_a_block_that_came_at_the_same_moment(
     graph: GraphStore,
 ) -> None:

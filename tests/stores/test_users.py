@@ -29,6 +29,14 @@ async def test_a_created_user_is_found_by_id_and_by_name_in_any_case(users: User
     assert await users.credentials(user.username.upper()) == Credentials(user, "hash")
 
 
+async def test_credentials_are_read_in_pages(users: UserStore) -> None:
+    added = [Credentials(a_user(), "hash" if n % 2 else None) for n in range(5)]
+    await users.create_many(added)
+    before = added[0].user.user_id - 1
+    assert await users.credentials_page(before, 3) == added[:3]
+    assert await users.credentials_page(added[2].user.user_id, 3) == added[3:]
+
+
 async def test_an_unknown_name_has_no_credentials(users: UserStore) -> None:
     assert await users.credentials(f"nobody{fresh_id()}") is None
 
