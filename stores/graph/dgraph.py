@@ -160,11 +160,17 @@ class DgraphGraphStore:
         return "there" in found
 
     async def follow_many(self, edges: Sequence[tuple[int, int]]) -> None:
+        await self._add_edges("follow many", "feed.follows", edges)
+
+    async def block_many(self, edges: Sequence[tuple[int, int]]) -> None:
+        await self._add_edges("block many", "feed.blocks", edges)
+
+    async def _add_edges(self, name: str, predicate: str, edges: Sequence[tuple[int, int]]) -> None:
         for start in range(0, len(edges), _EDGES):
             chunk = edges[start : start + _EDGES]
-            lines = [f"<{_uid(user)}> <feed.follows> <{_uid(author)}> ." for user, author in chunk]
+            lines = [f"<{_uid(one)}> <{predicate}> <{_uid(other)}> ." for one, other in chunk]
             mutation = Mutation(set_nquads="\n".join(lines).encode())
-            await self._write("follow many", "", [mutation], _BULK_S, size=len(chunk))
+            await self._write(name, "", [mutation], _BULK_S, size=len(chunk))
 
     async def mark_pulled(self, author_id: int) -> None:
         mutation = Mutation(set_json=_json({"uid": _uid(author_id), "feed.pulled": True}))
@@ -224,29 +230,41 @@ class DgraphGraphStore:
         rows = await self._read("is pulled", f"q(func: uid({_uid(author_id)})) {{ feed.pulled }}")
         return any(row["feed.pulled"] for row in rows["q"])
 
+    async def pulled_page(self, after: int, limit: int) -> list[int]:
+        who = f"has(feed.pulled), first: {limit}, after: {_uid(after)}"
+        return _ids((await self._read("pulled page", f"q(func: {who}) {{ uid }}"))["q"])
+
     async def follows_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
-        follower, author = after
-        rest = await self._edges(f"uid({_uid(follower)})", limit, after=author)
-        page = [edge for edge in rest if edge[0] == follower]
+        return await self._edges_page("follows page", "feed.follows", after, limit)
+
+    async def blocks_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        return await self._edges_page("blocks page", "feed.blocks", after, limit)
+
+    async def _edges_page(
+        self, name: str, predicate: str, after: tuple[int, int], limit: int
+    ) -> list[tuple[int, int]]:
+        async def edges(who: str, most: int, above: int) -> list[tuple[int, int]]:
+            others = f"{predicate}(first: {most}, after: {_uid(above)}) {{ uid }}"
+            rows = await self._read(name, f"q(func: {who}) {{ uid {others} }}")
+            return [
+                (int(row["uid"], 16), other)
+                for row in rows["q"]
+                for other in _ids(row.get(predicate, ()))
+            ]
+
+        one, other = after
+        rest = await edges(f"uid({_uid(one)})", limit, other)
+        page = [edge for edge in rest if edge[0] == one]
         while len(page) < limit:
             left = limit - len(page)
-            who = f"has(feed.follows), first: {min(left, _FOLLOWERS)}, after: {_uid(follower)}"
-            # The limit holds for each follower; the last ones may be cut off.
-            found = await self._edges(who, left, after=0)
+            who = f"has({predicate}), first: {min(left, _FOLLOWERS)}, after: {_uid(one)}"
+            # The limit holds for each of them; the last ones may be cut off.
+            found = await edges(who, left, 0)
             if not found:
                 break
             page += found
-            follower = found[-1][0]
+            one = found[-1][0]
         return page[:limit]
-
-    async def _edges(self, who: str, limit: int, after: int) -> list[tuple[int, int]]:
-        authors = f"feed.follows(first: {limit}, after: {_uid(after)}) {{ uid }}"
-        rows = await self._read("follows page", f"q(func: {who}) {{ uid {authors} }}")
-        return [
-            (int(row["uid"], 16), author)
-            for row in rows["q"]
-            for author in _ids(row.get("feed.follows", ()))
-        ]
 
     # -- announcing ---------------------------------------------------------------------------
 
