@@ -43,6 +43,7 @@ from mesh.settings import Settings
 from ranker_svc.features import FEATURES
 from stack.run import on_stack
 from stores.connect import Connections
+from stores.impressions.pinot import PinotAddress
 
 Call = Callable[[], Awaitable[Any]]
 _CANDIDATES = 150
@@ -82,6 +83,7 @@ class Bare:
         return {
             **await self._sql(),
             **await self._redis(),
+            **await self._pinot(),
             **await self._feast(),
             **await self._vectors(),
             **await self._triton(),
@@ -162,6 +164,21 @@ class Bare:
             ),
             "gateway SET feed": command("SET", "feed:{bench}", b"0" * 20_000, "EX", 60),
         }
+
+    async def _pinot(self) -> dict[str, Call]:
+        address = PinotAddress.parse(self._settings.impressions_url)
+        url = f"http://{address.host}:{address.port}"
+        client = await self._open.enter_async_context(httpx.AsyncClient(base_url=url))
+        sql = f"""
+            SELECT post_id, DISTINCTCOUNT(event_id), MAX(seen_at_ms) FROM {address.table}
+            WHERE user_id = {self._reader_id} AND seen_at_ms >= {now_ms() - _DAY_MS}
+            GROUP BY post_id ORDER BY MAX(seen_at_ms) DESC, post_id DESC LIMIT 5000
+        """
+
+        async def call() -> None:
+            (await client.post("/query/sql", json={"sql": sql})).json()
+
+        return {"filter_svc SELECT impressions": call}
 
     async def _feast(self) -> dict[str, Call]:
         url = self._settings.features_url.removeprefix("feast+")
