@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import PermissionDenied, ResourceExhausted
 from stores.events.port import Event
 from stores.graph.port import Neighborhood, Relation
 from stores.outbox.sql import append
-from stores.sql.database import Database, chunks, insert_ignore, insert_many
+from stores.sql.database import Database, beyond, chunks, insert_ignore, insert_many
 from stores.sql.tables import blocks, follows, pulled_authors
 
 
@@ -156,10 +156,9 @@ class SqlGraphStore:
             return list(await connection.scalars(query))
 
     async def blocks_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
-        key = tuple_(blocks.c.user_id, blocks.c.target_id)
         query = (
             select(blocks.c.user_id, blocks.c.target_id)
-            .where(key > tuple_(literal(after[0]), literal(after[1])))
+            .where(beyond(blocks.c.user_id, blocks.c.target_id, after))
             .order_by(blocks.c.user_id, blocks.c.target_id)
             .limit(limit)
         )
@@ -168,10 +167,9 @@ class SqlGraphStore:
             return [(user_id, target_id) for user_id, target_id in rows]
 
     async def follows_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
-        key = tuple_(follows.c.follower_id, follows.c.author_id)
         query = (
             select(follows.c.follower_id, follows.c.author_id)
-            .where(key > tuple_(literal(after[0]), literal(after[1])))
+            .where(beyond(follows.c.follower_id, follows.c.author_id, after))
             .order_by(follows.c.follower_id, follows.c.author_id)
             .limit(limit)
         )

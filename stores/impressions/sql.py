@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, delete, func, literal, select, tuple_
+from sqlalchemy import Row, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from stores.impressions.port import Impression, Seen
-from stores.sql.database import Database, chunks, insert_many
+from stores.sql.database import Database, beyond, chunks, insert_many
 from stores.sql.tables import impressions
 
 # Rows forgotten in one transaction, so that a purge holds up nobody's write.
@@ -62,10 +62,9 @@ class SqlImpressionStore:
             return [_impression(row) for row in await connection.execute(query)]
 
     async def page(self, after: tuple[int, str], limit: int) -> list[Impression]:
-        key = tuple_(impressions.c.seen_at_ms, impressions.c.event_id)
         query = (
             select(impressions)
-            .where(key > tuple_(literal(after[0]), literal(after[1])))
+            .where(beyond(impressions.c.seen_at_ms, impressions.c.event_id, after))
             .order_by(impressions.c.seen_at_ms, impressions.c.event_id)
             .limit(limit)
         )

@@ -13,7 +13,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal,
     select,
     text,
     tuple_,
@@ -32,7 +31,7 @@ from mesh.errors import (
 from stores.events.port import Event
 from stores.outbox.sql import append
 from stores.posts.port import Engagement, IdempotencyKey, StoredMedia, StoredPost
-from stores.sql.database import Database, chunks, insert_ignore, insert_many
+from stores.sql.database import Database, beyond, chunks, insert_ignore, insert_many
 from stores.sql.tables import idempotency_keys, likes, posts
 
 # Authors in one statement of `newest_ids`; SQLite joins at most 500 SELECTs.
@@ -226,10 +225,9 @@ class SqlPostStore:
     async def likes_page(
         self, after: tuple[int, int], limit: int
     ) -> list[tuple[int, int, datetime]]:
-        key = tuple_(likes.c.user_id, likes.c.post_id)
         query = (
             select(likes.c.user_id, likes.c.post_id, likes.c.created_at)
-            .where(key > tuple_(literal(after[0]), literal(after[1])))
+            .where(beyond(likes.c.user_id, likes.c.post_id, after))
             .order_by(likes.c.user_id, likes.c.post_id)
             .limit(limit)
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from sqlalchemy import URL, Insert, Table, event, insert, make_url
+from sqlalchemy import URL, ColumnElement, Insert, Table, and_, event, insert, make_url, or_
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import (
     DataError,
@@ -170,6 +170,13 @@ async def insert_many(
     """
     for chunk in chunks(rows):
         await connection.execute(insert_ignore(table), chunk)
+
+
+def beyond(
+    first: ColumnElement[Any], second: ColumnElement[Any], after: tuple[Any, Any]
+) -> ColumnElement[bool]:
+    """(first, second) > after, so that TiDB walks along an index: for tuples it scans."""
+    return and_(first >= after[0], or_(first > after[0], second > after[1]))
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:

@@ -18,7 +18,8 @@ import pytest_asyncio
 from feed.v1 import events_pb2
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from sqlalchemy import insert, make_url, text, update
+from sqlalchemy import insert, make_url, select, text, update
+from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -34,9 +35,9 @@ from stores.graph.sql import SqlGraphStore
 from stores.outbox.sql import SqlOutbox, append
 from stores.posts.port import IdempotencyKey, StoredPost
 from stores.posts.sql import SqlPostStore
-from stores.sql.database import Database
+from stores.sql.database import Database, beyond
 from stores.sql.migrate import migrate
-from stores.sql.tables import leases, pulled_authors
+from stores.sql.tables import follows, leases, pulled_authors
 from stores.users.port import User
 from stores.users.sql import SqlUserStore
 from tests.eventually import eventually
@@ -172,6 +173,20 @@ async def test_a_page_of_many_followers_is_a_walk_along_an_index(database: Datab
     assert not any(word in said for word in ("FullScan", "Sort", "TopN")), said
     # Of 50,000 that follow, it reads a page, and not much more: TiDB reads in batches.
     assert max(int(float(row.actRows)) for row in plan) <= 5_000, said
+
+
+async def test_a_page_of_pairs_is_a_walk_along_an_index(database: Database) -> None:
+    graph, follower = SqlGraphStore(database), fresh_id()
+    await graph.follow_many([(follower, author) for author in range(1, 20_001)])
+    pair = follows.c.follower_id, follows.c.author_id
+    query = select(*pair).where(beyond(*pair, (follower, 10_000))).order_by(*pair).limit(1000)
+    said = query.compile(dialect=mysql.dialect(), compile_kwargs={"literal_binds": True})
+    plan = await rows(database, f"EXPLAIN ANALYZE {said}")
+    assert not any(word in str(plan) for word in ("FullScan", "Sort", "TopN")), plan
+    assert (await graph.follows_page((follower, 10_000), 2)) == [
+        (follower, 10_001),
+        (follower, 10_002),
+    ]
 
 
 # -- transactions that are tried again ----------------------------------------------------------
