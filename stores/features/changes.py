@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from mesh.redis_spans import LuaScript
 from stores.redis_client import PIPELINE, redis_errors, run_script
+from stores.redis_cluster import RedisCluster
 
 _QUEUE = "feature:unpushed:{all}"
 _COUNTER = "feature:unpushed:{all}:number"
@@ -111,16 +112,20 @@ class FeatureChanges:
     async def mark_all(self) -> int:
         """Puts whoever has features last; returns how many changes that are."""
         count = 0
-        for kind, family in _FAMILIES.items():
-            some: list[int] = []
-            with redis_errors():
-                async for key in self._client.scan_iter(f"{family}:{{*}}", count=_SCAN):
-                    some.append(int(key[len(family) + 2 : -1]))
-                    if len(some) == PIPELINE:
-                        await self.mark(kind, some)
-                        count, some = count + len(some), []
-            await self.mark(kind, some)
-            count += len(some)
+        with redis_errors():
+            # Of a cluster, each master has its share of the keys.
+            cluster = self._client if isinstance(self._client, RedisCluster) else None
+            nodes = [self._client] if cluster is None else await cluster.masters()
+            for node in nodes:
+                for kind, family in _FAMILIES.items():
+                    some: list[int] = []
+                    async for key in node.scan_iter(f"{family}:{{*}}", count=_SCAN):
+                        some.append(int(key[len(family) + 2 : -1]))
+                        if len(some) == PIPELINE:
+                            await self.mark(kind, some)
+                            count, some = count + len(some), []
+                    await self.mark(kind, some)
+                    count += len(some)
         return count
 
     async def oldest(self, limit: int) -> tuple[datetime, list[Change]]:

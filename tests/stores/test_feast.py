@@ -390,9 +390,13 @@ async def test_a_change_during_its_push_is_pushed_again(feast: Feast, empty_redi
     assert feast.asked[-1][1]["df"]["like_count"] == [9]
 
 
-async def test_everything_can_be_pushed_again(feast: Feast, empty_redis: Redis) -> None:
+@pytest.mark.parametrize("on_cluster", [False, True])
+async def test_everything_can_be_pushed_again(
+    feast: Feast, empty_redis: Redis, empty_cluster: Redis, on_cluster: bool
+) -> None:
+    redis = empty_cluster if on_cluster else empty_redis
     async with feast_client(feast.url) as client:
-        store, pusher = FeastFeatureStore(empty_redis, client), FeastPusher(empty_redis, client)
+        store, pusher = FeastFeatureStore(redis, client), FeastPusher(redis, client)
         for post in range(1, 601):
             await put(store, post)
         await store.put_taste(2**62, unit_vector(1), {10: 0.5})
