@@ -73,6 +73,19 @@ class Load:
         except httpx.HTTPError:
             return None
 
+    async def acquire_a_taste(self) -> None:
+        """The reader likes something, and is known for it: before, no feed asks for vectors."""
+        path = f"/post/{self.acknowledged[0]}/like"
+        liked = await self.installation.client.put(path, headers=self.reader.headers)
+        assert liked.status_code == 204
+        async with Connections(self.installation.settings) as stores:
+
+            async def has_taste() -> bool:
+                user = await stores.features().user(int(self.reader.user_id))
+                return user.interest_vector is not None
+
+            await eventually(has_taste, within_s=60)
+
     async def more_feeds(self, count: int) -> None:
         """Returns when so many more feeds were answered."""
         wanted = len(self.feeds) + count
@@ -126,6 +139,7 @@ async def load(installation: StackInstallation) -> AsyncIterator[Load]:
     ]
     try:
         await eventually(lambda: len(load.acknowledged) >= 5, within_s=60)
+        await load.acquire_a_taste()
         await load.more_feeds(1)
         await load.whole_again()
         yield load
