@@ -4,13 +4,14 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from mesh.errors import DeadlineExceeded, Unavailable
 from mesh.settings import Settings
 from stack.daemon import Daemon
 from stores.connect import Connections
@@ -45,7 +46,9 @@ async def worker(settings: Settings, log: Path, name: str) -> AsyncIterator[None
         )
     try:
         yield
-        assert process.returncode is None, log.read_text()[-2000:]
+    except AssertionError as error:
+        error.add_note(f"{name} ended with {process.returncode}; {log.read_text()[-3000:]}")
+        raise
     finally:
         if process.returncode is None:
             process.kill()
@@ -68,9 +71,34 @@ async def send(
             await eventually(partial(_has, arrived, number - AHEAD), within_s=120, every_s=0.1)
         author = authors[number % AUTHORS]
         post = StoredPost(post_id, author, "", (), (), datetime.now(UTC))
-        await stores.posts().create(post, post_event(post_id, author))
+        await create_surely(stores, post)
         sent[author].append(post_id)
     return sent
+
+
+async def create_surely(stores: Connections, post: StoredPost) -> None:
+    """As a client with an idempotency key: again, where the database was too busy to answer."""
+    while True:
+        with suppress(Unavailable, DeadlineExceeded):
+            if post.post_id not in await stores.posts().authors([post.post_id]):
+                await stores.posts().create(post, post_event(post.post_id, post.author_id))
+            return
+
+
+@asynccontextmanager
+async def publishing(
+    stores: Connections, authors: Sequence[int], arrived: Arrived
+) -> AsyncIterator[asyncio.Task[dict[int, list[int]]]]:
+    """`send` as a task that does not outlive the block."""
+    task = asyncio.create_task(send(stores, authors, arrived))
+    try:
+        yield task
+    finally:
+        # If it has failed, that is why nothing arrives.
+        if not task.cancel():
+            task.result()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def _has(arrived: Arrived, count: int) -> bool:
@@ -103,9 +131,11 @@ async def test_two_fan_out_workers_and_a_killed_broker_deliver_every_post_once(
             return sum([len(await inbox(readers[author][0])) for author in authors])
 
         log = tmp_path / "workers.log"
-        async with worker(settings, log, "relay"), worker(settings, log, "fanout"):
-            sending = asyncio.create_task(send(stores, authors, arrived))
-
+        async with (
+            worker(settings, log, "relay"),
+            worker(settings, log, "fanout"),
+            publishing(stores, authors, arrived) as sending,
+        ):
             # The second worker joins in the middle; later the broker dies, and then that worker.
             await eventually(partial(_has, arrived, POSTS // 8), within_s=120, every_s=0.1)
             async with worker(settings, log, "fanout"):
