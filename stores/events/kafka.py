@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import RecordMetadata
 
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, Unavailable
 from stores.events.kafka_client import (
     ASK_S,
     DEAD,
@@ -140,6 +140,8 @@ class KafkaEventLog:
         async with within(ASK_S):
             admin, offsets = await self._open_admin(), await self._open_offsets()
             [described] = await admin.describe_topics([self._address.named(topic)])
+            if described["error_code"]:
+                raise Unavailable(f"Kafka does not know {topic} now")
             partitions = [
                 TopicPartition(described["topic"], each["partition"])
                 for each in described["partitions"]
@@ -151,6 +153,9 @@ class KafkaEventLog:
                     self._address.named(group), partitions=partitions
                 ),
             )
+        if missing := set(partitions) - committed.keys():
+            # The client makes no error of the coordinator's that it is still loading.
+            raise Unavailable(f"Kafka does not tell what is committed of {len(missing)} partitions")
         # A group that has committed nothing (-1) begins at the oldest record.
         return sum(ends[each] - max(committed[each].offset, begins[each]) for each in partitions)
 

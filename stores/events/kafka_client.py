@@ -107,9 +107,14 @@ async def make_topics(
 
     Raises:
         FailedPrecondition: Kafka does not let us; its administrator has to make them.
+        Unavailable: Kafka is still starting.
     """
     shapes = {address.named(topic): SHAPES[topic] for topic in topics}
-    answer = await admin.create_topics([_new(name, shape) for name, shape in shapes.items()])
+    try:
+        answer = await admin.create_topics([_new(name, shape) for name, shape in shapes.items()])
+    except AttributeError:
+        # How this client puts it.
+        raise Unavailable("Kafka has no controller yet") from None
     for name, code, *_ in answer.topic_errors:
         if code and for_code(code) is not TopicAlreadyExistsError:
             raise FailedPrecondition(f"Kafka does not make {name}: {for_code(code).__name__}")
