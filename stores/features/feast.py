@@ -22,7 +22,7 @@ class FeastFeatureStore(RecordedFeatureStore):
     """`stores.features.port.FeatureStore` whose stored values Feast serves.
 
     A read asks Feast for scalars and, at the same time, the cache for vectors and viewers: vectors
-    are some 60 times faster there than as Feast's JSON (docs/decisions/0019). The cache's answer
+    are some 60 times faster there than as Feast's JSON (docs/decisions/0017). The cache's answer
     has the scalars, too. They stand in for those of an entity that Feast does not know yet, and for
     all when Feast is late, away, or answers wrongly; then `features` is degraded.
 
