@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Mapping
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from mesh import logs
 from mesh.errors import FeedError
 from mesh.settings import Settings
-from stack.daemon import Daemon
+from stack.daemon import Daemon, memory_bytes
 from stack.place import Place
 from stack.stack import SERVERS, daemons, describe, environment, start, stop
 
@@ -38,10 +39,10 @@ async def run(options: argparse.Namespace, settings: Settings, console: Console)
         for name, value in environment(servers).items():
             console.print(f"export {name}='{value}'", soft_wrap=True)
         return
-    console.print(await _table(running))
+    console.print(await _table(running, _mesh_memory(settings)))
 
 
-async def _table(running: Mapping[str, Daemon]) -> Table:
+async def _table(running: Mapping[str, Daemon], mesh_bytes: int) -> Table:
     table = Table("server", "version", "state", "ports", "memory", "log", title="feedmesh's stack")
     for name, daemon in running.items():
         if daemon.process is None:
@@ -51,9 +52,20 @@ async def _table(running: Mapping[str, Daemon]) -> Table:
         memory = f"{daemon.memory_bytes / _MIB:,.0f} MiB" if daemon.process else ""
         ports = ", ".join(map(str, daemon.server.ports))
         table.add_row(name, daemon.server.version, state, ports, memory, str(daemon.log_file))
-    total = sum(daemon.memory_bytes for daemon in running.values())
+    if mesh_bytes:
+        table.add_row("mesh", "", "running", "", f"{mesh_bytes / _MIB:,.0f} MiB", "")
+    total = mesh_bytes + sum(daemon.memory_bytes for daemon in running.values())
     table.add_row("", "", "", "", f"{total / _MIB:,.0f} MiB", "", style="bold")
     return table
+
+
+def _mesh_memory(settings: Settings) -> int:
+    """Of the processes of `make run-stack`; 0 while it does not run."""
+    try:
+        launcher = psutil.Process(int((settings.data_dir / "launcher.lock").read_text()))
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return 0
+    return memory_bytes(launcher) if "stack.run" in launcher.cmdline() else 0
 
 
 def main() -> None:

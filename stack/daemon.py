@@ -83,14 +83,7 @@ class Daemon:
     @property
     def memory_bytes(self) -> int:
         """Resident memory of the server with its children; 0 while it does not run."""
-        process = self.process
-        if process is None:
-            return 0
-        total = 0
-        for each in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                total += each.memory_info().rss
-        return total
+        return 0 if self.process is None else memory_bytes(self.process)
 
     async def start(self) -> None:
         """Returns when it is healthy and prepared; nothing to do but prepare when it runs already.
@@ -192,3 +185,13 @@ class Daemon:
     def _complaints(self) -> str:
         lines = self.log_file.read_text(errors="replace").splitlines()
         return " / ".join([*lines[-_LAST_LINES:], f"see {self.log_file}"])
+
+
+def memory_bytes(process: psutil.Process) -> int:
+    """Resident memory of a process with its children; what they share counts once for each."""
+    total = 0
+    with suppress(psutil.Error):
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += each.memory_info().rss
+    return total
