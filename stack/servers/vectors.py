@@ -30,4 +30,6 @@ async def server(place: Place) -> Server:
         url=f"edge://{socket}",
         ports=[],
         is_healthy=is_healthy,
+        # It is one of ours: its spans go where those of `make run-stack` go.
+        env={"FEED_DEBUG_TRACES": "1", "FEED_DATA_DIR": str(place.folder.parent)},
     )
