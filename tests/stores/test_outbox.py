@@ -69,7 +69,8 @@ def test_events_are_compact_json_with_the_contracts_names() -> None:
     record = encode(Event(Topic.IMPRESSIONS, 2**63, message), "an id")
     assert (record.topic, record.key) == ("feed.impressions.v1", str(2**63))
     assert record.value == (
-        b'{"user_id":"9223372036854775808","post_id":"7","seen_at_ms":"5","position":0}'
+        b'{"user_id":"9223372036854775808","post_id":"7","seen_at_ms":"5","position":0,'
+        b'"event_id":"an id"}'
     )
     assert record.headers["event_id"] == "an id"
 
@@ -94,6 +95,7 @@ def test_what_was_encoded_is_decoded(
         user_id=user_id, seen_at_ms=at, feed_id=feed_id, dwell_ms=dwell
     )
     outgoing = encode(Event(Topic.IMPRESSIONS, user_id, message), "an id")
+    message.event_id = "an id"
     assert decode(delivered(outgoing.value), events_pb2.ImpressionEvent) == message
 
 
