@@ -58,7 +58,7 @@ check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, a
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
 
 test-stack: setup ## Runs the tests that need real servers, on a stack of their own. Needs Go, JDK 17, Maven
-	@$(BIN)/python -m stack.temporary bash -c '$(PYTEST_PARALLEL) -m stack && $(BIN)/python -m pytest -m alone'
+	@$(BIN)/python -m stack.temporary bash -c '$(PYTEST_PARALLEL) --timeout 300 -m stack && $(BIN)/python -m pytest -m alone'
 
 conformance: setup ## Runs each store port's suite on each adapter and writes docs/conformance.md; needs what test-stack does
 	@$(BIN)/python -m stack.temporary $(PYTEST_PARALLEL) -p tests.conformance --conformance docs/conformance.md -m "not alone" tests/stores
