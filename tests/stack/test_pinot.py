@@ -209,10 +209,12 @@ async def test_a_reader_is_looked_for_in_one_partition(pinot: Pinot) -> None:
             await eventually(is_seen, within_s=60)
             where = f"FROM {pinot.table} WHERE user_id = {reader}"
             told = await pinot.statistics(f"SELECT COUNT(*) {where}")
-            assert told["numSegmentsPrunedByBroker"] >= 3
-            assert told["numSegmentsQueried"] <= 1
-    whole = await pinot.statistics(f"SELECT COUNT(*) FROM {pinot.table}")
-    assert whole["numSegmentsQueried"] >= 4
+            whole = await pinot.statistics(f"SELECT COUNT(*) FROM {pinot.table}")
+            # One partition of four is left; it may have more segments than the others.
+            segments = whole["numSegmentsQueried"]
+            assert segments >= 4
+            assert told["numSegmentsPrunedByBroker"] >= segments / 2
+            assert told["numSegmentsQueried"] <= segments - 3
 
 
 @pytest.mark.stack
