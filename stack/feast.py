@@ -73,7 +73,12 @@ async def command(settings: Settings, name: str, arguments: list[str]) -> int:
     process = await asyncio.create_subprocess_exec(
         *(str(await python(place.cache)), str(REPOSITORY / f"{name}.py"), *arguments),
         cwd=REPOSITORY,
-        env={**os.environ, **environment(place)},
+        env={
+            **os.environ,
+            **environment(place),
+            # Dask's, which would bury what the command prints.
+            "PYTHONWARNINGS": "ignore::FutureWarning",
+        },
     )
     return await process.wait()
 

@@ -320,9 +320,13 @@ class Consumer:
         while True:
             stop_if_cancelled()
             for topic in self._worker.topics:
-                with suppress(FeedError), untraced():
-                    lag = await self._events.lag(self._worker.group, topic)
-                    metrics.EVENT_LAG.labels(topic, self._worker.group).set(lag)
+                try:
+                    with suppress(FeedError), untraced():
+                        lag = await self._events.lag(self._worker.group, topic)
+                        metrics.EVENT_LAG.labels(topic, self._worker.group).set(lag)
+                except Exception:
+                    # What nobody foresaw: a number that is missing must not end the work itself.
+                    _log.exception("cannot tell how far %s is behind", self._worker.group)
             await asyncio.sleep(_LAG_EVERY_S)
 
 
