@@ -96,6 +96,24 @@ async def test_every_event_is_handled_and_committed(backstage: Backstage) -> Non
     assert handled_total(Topic.POSTS, "ok") - before == 70
 
 
+async def test_a_lag_that_cannot_be_told_ends_no_worker(
+    backstage: Backstage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, worker = backstage.stores.events(), Recorder()
+    asked = asyncio.Event()
+
+    async def broken(*_: object) -> int:
+        asked.set()
+        raise ValueError("half an answer")
+
+    monkeypatch.setattr(events, "lag", broken)
+    [post_id] = fresh_ids(1)
+    async with consuming(worker, events):
+        await asked.wait()
+        await backstage.publish(post_event(post_id, 1))
+        await eventually(lambda: worker.handled == [post_id])
+
+
 async def test_events_of_one_key_stay_in_order_while_others_overtake(
     backstage: Backstage,
 ) -> None:
