@@ -19,7 +19,6 @@ from pathlib import Path
 
 import httpx
 
-from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
 from mesh.settings import Settings
 from stack.place import Place
 from stack.stack import describe
@@ -38,7 +37,6 @@ from tests.eventually import eventually
 from tests.fixtures.gate import Gate, gate_to
 from tests.fixtures.installation import Installation
 from tests.fixtures.sql import fresh_ids
-from tests.fixtures.world import Person
 from tests.stores.test_features import unit_vector
 
 _POSTS = 150
@@ -170,7 +168,7 @@ async def compare_feeds(url: str, rounds: int, feeds: int) -> None:
             )
             await installation.start()
             try:
-                reader = await _reader(installation)
+                reader = await installation.demo_reader()
 
                 async def feed(state: State) -> None:
                     started = time.perf_counter()
@@ -206,14 +204,6 @@ async def compare_feeds(url: str, rounds: int, feeds: int) -> None:
             f"{p99(took) - usual:10.1f}{state.degraded / len(took):10.0%}"
         )
     print(f"the deadline of a read is {READ_TIMEOUT_S * 1000:.0f} ms")
-
-
-async def _reader(installation: Installation) -> Person:
-    login = await installation.client.post(
-        "/auth/token", data={"username": DEMO_USERNAME, "password": DEMO_PASSWORD}
-    )
-    headers = {"Authorization": f"Bearer {login.json()['access_token']}"}
-    return Person("", DEMO_USERNAME, headers)
 
 
 async def main() -> None:

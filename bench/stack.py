@@ -41,7 +41,9 @@ from mesh.ids import now_ms
 from mesh.packing import pack
 from mesh.settings import Settings
 from ranker_svc.features import FEATURES
+from stack.place import Place
 from stack.run import on_stack
+from stack.stack import describe
 from stores.connect import Connections
 from stores.impressions.pinot import PinotAddress
 
@@ -346,4 +348,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    asyncio.run(measure(on_stack(), options.rounds))
+    servers = asyncio.run(describe(Place.of(Settings())))
+    asyncio.run(measure(on_stack(servers), options.rounds))

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import psutil
 
-from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
 from tests.fixtures.installation import Installation
 from tests.fixtures.world import Person
 
@@ -81,11 +80,7 @@ async def _subject(folder: Path, **env: str) -> AsyncIterator[Subject]:
     installation = Installation(folder, FEED_DEMO="true", FEED_DEBUG_TRACES="0", **env)
     await installation.start()
     try:
-        login = await installation.client.post(
-            "/auth/token", data={"username": DEMO_USERNAME, "password": DEMO_PASSWORD}
-        )
-        headers = {"Authorization": f"Bearer {login.json()['access_token']}"}
-        yield Subject(installation, Person("", DEMO_USERNAME, headers))
+        yield Subject(installation, await installation.demo_reader())
     finally:
         await installation.stop()
 

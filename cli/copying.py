@@ -227,15 +227,16 @@ _POSTS = _Kind(
     lambda post: post.post_id,
     _write_posts,
 )
+_USERS = _Kind(
+    "users",
+    0,
+    lambda stores, place: stores.users().credentials_page(place, _PAGE),
+    lambda row: row.user.user_id,
+    lambda _, target, rows: target.users().create_many(rows),
+)
 # Posts come before their likes, which are counted; users before all.
 _KINDS = (
-    _Kind(
-        "users",
-        0,
-        lambda stores, place: stores.users().credentials_page(place, _PAGE),
-        lambda row: row.user.user_id,
-        lambda _, target, rows: target.users().create_many(rows),
-    ),
+    _USERS,
     _Kind(
         "follows",
         (0, 0),
@@ -294,7 +295,7 @@ async def _everything(stores: Connections) -> _Everything:
     async for rows in _pages(_POSTS, stores):
         posts += [post.post_id for post in rows]
         authors |= {post.author_id for post in rows}
-    readers = [row.user.user_id async for rows in _pages(_KINDS[0], stores) for row in rows]
+    readers = [row.user.user_id async for rows in _pages(_USERS, stores) for row in rows]
     return _Everything({"post": posts, "author": sorted(authors | set(readers)), "reader": readers})
 
 

@@ -128,8 +128,8 @@ def _telemetry(settings: Settings, base: str) -> str:
     """How to look inside, a line each."""
     lines = [f"metrics: {base}/metrics"]
     if settings.metrics_port:
-        workers = f"http://{settings.host}:{settings.metrics_port}/metrics"
-        lines[0] += f", of the workers: {workers}"
+        others = f"http://{settings.host}:{settings.metrics_port}/metrics"
+        lines[0] += f", of the other processes: {others} and the ports after it"
     if settings.debug_traces:
         lines.append(
             "traces:  [bold].venv/bin/feedmesh trace[/bold] lists the last ones, "

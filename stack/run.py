@@ -4,14 +4,16 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from local.children import Child
 from local.embedded import child_env
 from local.launcher import main
 from mesh.errors import FeedError
 from mesh.settings import Settings
+from stack.daemon import Server
 from stack.place import Place
 from stack.stack import daemons, describe, environment, start
 from stores.sql.migrate import migrate
@@ -21,10 +23,9 @@ _SERVICES = ("candidate_svc", "filter_svc", "ranker_svc", "hydrator_svc")
 
 
 @asynccontextmanager
-async def backends(settings: Settings) -> AsyncIterator[None]:
-    """Starts those servers of the stack that do not run, and leaves all of them running."""
-    place = Place.of(settings)
-    await start(daemons(place, await describe(place)))
+async def backends(servers: Mapping[str, Server], settings: Settings) -> AsyncIterator[None]:
+    """Starts those of the servers that do not run, and leaves all of them running."""
+    await start(daemons(Place.of(settings), servers))
     await migrate(settings.url(settings.sql_url))
     yield
 
@@ -49,23 +50,18 @@ def processes(settings: Settings) -> dict[str, Child]:
     }
 
 
-def on_stack() -> Settings:
-    """Settings of this process and its children: the stack's URLs where the user set none.
-
-    Raises:
-        FailedPrecondition: A server does not install.
-    """
-    settings = Settings()
-    urls = environment(asyncio.run(describe(Place.of(settings))))
-    for name, url in urls.items():
-        if name.removeprefix("FEED_").lower() not in settings.model_fields_set:
+def on_stack(servers: Mapping[str, Server]) -> Settings:
+    """Settings of this process and its children: the servers' URLs where the user set none."""
+    set_by_user = Settings().model_fields_set
+    for name, url in environment(servers).items():
+        if name.removeprefix("FEED_").lower() not in set_by_user:
             os.environ[name] = url
     return Settings()
 
 
 if __name__ == "__main__":
     try:
-        settings = on_stack()
+        servers = asyncio.run(describe(Place.of(Settings())))
     except FeedError as error:
         sys.exit(f"the stack cannot be had: {error}")
-    main(settings, backends, processes)
+    main(on_stack(servers), partial(backends, servers), processes)

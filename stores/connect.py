@@ -142,11 +142,11 @@ class Connections:
         return self._onnx_embedder
 
     def media(self) -> MediaStore:
-        if self._scheme("media_url").startswith("s3"):
+        self._expect("media_url", "file", "s3", "s3+http")
+        if self._scheme("media_url") != "file":
             return self._s3
         from stores.media.folder import FolderMediaStore
 
-        self._expect("media_url", "file", "s3", "s3+http")
         return FolderMediaStore(self._path("media_url"), self._settings.public_url)
 
     def uploads(self) -> UploadStore | None:

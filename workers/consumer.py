@@ -9,9 +9,10 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from feed.v1.events_pb2 import EngagementEvent, GraphEvent, ImpressionEvent, PostEvent
@@ -177,17 +178,17 @@ class Consumer:
         if records:
             async with subscription.holding():
                 await self._handle_all(records)
-                await self._commit(subscription, records)
+                with untraced():
+                    await self._insist(partial(subscription.commit, records))
         self._pause.end()
 
-    async def _commit(self, subscription: Subscription, records: Sequence[Record]) -> None:
-        """Until the event log is there to answer: a new subscription would bring repeats only."""
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Tries until the event log is there to answer: a new subscription would bring repeats."""
         attempt = 0
         while True:
             stop_if_cancelled()
             try:
-                with untraced():
-                    await subscription.commit(records)
+                await work()
                 return
             except AWAY as error:
                 self._pause.begin(error)
@@ -264,26 +265,21 @@ class Consumer:
     async def _bury(self, record: Record, error: Exception) -> None:
         reason = f"{telemetry.error_type(error)}: {error}"
         attributes = {**messaging(self._events, record.topic, "send"), "feed.dead_reason": reason}
-        attempt = 0
-        while True:
-            stop_if_cancelled()
-            try:
-                with telemetry.span(
-                    f"send {record.topic}.dead",
-                    kind=SpanKind.PRODUCER,
-                    attributes=attributes,
-                    context=telemetry.extract(record.headers),
-                ):
-                    await self._events.bury(record, reason)
-                    _log.error(
-                        "consumer %s gave up on event %s of %s: %s",
-                        self._worker.group, record.event_id, record.topic, reason,
-                    )  # fmt: skip
-                    break
-            except AWAY as away:
-                self._pause.begin(away)
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
+
+        async def bury() -> None:
+            with telemetry.span(
+                f"send {record.topic}.dead",
+                kind=SpanKind.PRODUCER,
+                attributes=attributes,
+                context=telemetry.extract(record.headers),
+            ):
+                await self._events.bury(record, reason)
+                _log.error(
+                    "consumer %s gave up on event %s of %s: %s",
+                    self._worker.group, record.event_id, record.topic, reason,
+                )  # fmt: skip
+
+        await self._insist(bury)
         self._count(record, "dead")
 
     @contextmanager

@@ -9,6 +9,7 @@ from mesh import logs
 from mesh.errors import FeedError
 from mesh.lifecycle import until_stopped
 from mesh.settings import Settings
+from stack.place import Place
 from stack.triton import heuristic
 from stack.triton.install import install
 from stack.triton.server import Triton
@@ -17,7 +18,7 @@ from stack.triton.server import Triton
 async def serve(settings: Settings, options: argparse.Namespace) -> None:
     """Serves until it is told to stop, or Triton ends."""
     print("installing Triton, unless it is there ...", flush=True)
-    installation = await install(settings.stack_cache)
+    installation = await install(Place.of(settings).cache)
     if options.install:
         return
     folder = settings.data_dir.resolve() / "triton"

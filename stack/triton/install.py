@@ -1,16 +1,15 @@
 """Triton's server, unpacked from its wheel into a cache that all checkouts share."""
 
 import asyncio
-import hashlib
 import platform
 import shutil
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import FailedPrecondition
+from stack.installing import once, run
 
 _PINS = Path(__file__).parent.parent.parent / "requirements" / "triton.txt"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -47,30 +46,13 @@ class Installation:
 async def install(cache: Path) -> Installation:
     """Installs Triton below `cache`, unless it is there.
 
-    An installation is complete or not there at all, also when two processes install at once.
-
     Raises:
         FailedPrecondition: It does not run on this machine, or does not install; the detail says
             why.
     """
     _require_platform()
-    root = _root(cache)
-    if not root.exists():
-        unfinished = Path(tempfile.mkdtemp(prefix=".triton-", dir=root.parent))
-        try:
-            await _unpack(unfinished)
-            _move(unfinished, root)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-    return Installation(root)
-
-
-def _root(cache: Path) -> Path:
-    """Where these pins for this Python are or will be; its parent exists."""
-    key = hashlib.sha256(_PINS.read_bytes() + _PYTHON.encode()).hexdigest()[:12]
-    cache = cache.expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"triton-{key}"
+    pins = await asyncio.to_thread(_PINS.read_bytes)
+    return Installation(await once(cache, "triton", pins + _PYTHON.encode(), _unpack))
 
 
 def _require_platform() -> None:
@@ -98,16 +80,12 @@ def python_library() -> Path:
 
 async def _unpack(folder: Path) -> None:
     """The pinned wheels into the folder, and there everything where Triton looks for it."""
-    process = await asyncio.create_subprocess_exec(
+    await run(
         *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"),
         *("--require-hashes", "--requirements", str(_PINS)),
         *("--python", sys.executable, "--target", str(folder)),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        cwd=folder,
     )
-    _, complaints = await process.communicate()
-    if process.returncode:
-        raise FailedPrecondition(f"Triton does not install: {complaints.decode().strip()}")
     await asyncio.to_thread(_arrange, folder)
 
 
@@ -119,11 +97,3 @@ def _arrange(folder: Path) -> None:
     shutil.copy2(
         stubs / _PYTHON / "triton_python_backend_stub", Installation(folder).backends / "python"
     )
-
-
-def _move(unfinished: Path, root: Path) -> None:
-    try:
-        unfinished.rename(root)
-    except OSError:
-        if not root.exists():
-            raise

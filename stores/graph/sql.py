@@ -156,26 +156,19 @@ class SqlGraphStore:
             return list(await connection.scalars(query))
 
     async def blocks_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
-        query = (
-            select(blocks.c.user_id, blocks.c.target_id)
-            .where(beyond(blocks.c.user_id, blocks.c.target_id, after))
-            .order_by(blocks.c.user_id, blocks.c.target_id)
-            .limit(limit)
-        )
-        async with self._db.read() as connection:
-            rows = await connection.execute(query)
-            return [(user_id, target_id) for user_id, target_id in rows]
+        return await self._pairs_page(blocks.c.user_id, blocks.c.target_id, after, limit)
 
     async def follows_page(self, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        return await self._pairs_page(follows.c.follower_id, follows.c.author_id, after, limit)
+
+    async def _pairs_page(
+        self, one: ColumnElement[int], other: ColumnElement[int], after: tuple[int, int], limit: int
+    ) -> list[tuple[int, int]]:
         query = (
-            select(follows.c.follower_id, follows.c.author_id)
-            .where(beyond(follows.c.follower_id, follows.c.author_id, after))
-            .order_by(follows.c.follower_id, follows.c.author_id)
-            .limit(limit)
+            select(one, other).where(beyond(one, other, after)).order_by(one, other).limit(limit)
         )
         async with self._db.read() as connection:
-            rows = await connection.execute(query)
-            return [(follower_id, author_id) for follower_id, author_id in rows]
+            return [(first, second) for first, second in await connection.execute(query)]
 
 
 async def _blocked(connection: AsyncConnection, user_id: int, other_id: int) -> bool:

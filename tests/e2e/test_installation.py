@@ -19,14 +19,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rich.progress import Progress
 
 from local.demo.load import load
-from local.demo.world import DEMO_PASSWORD, DEMO_TASTES, DEMO_USERNAME
-from local.embedded import port_is_taken
+from local.demo.world import DEMO_TASTES, DEMO_USERNAME
 from stores.connect import Connections
 from stores.mailboxes.timelines import Timelines
 from tests.exposition import Exposition
 from tests.fixtures.installation import ROOT, Installation
-from tests.fixtures.valkey import free_port
-from tests.fixtures.world import Person
 
 SERVICES = {
     "candidate": "feed.v1.CandidateService",
@@ -47,33 +44,15 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
     """With the demo world."""
     folder = tmp_path_factory.mktemp("demo") / "data"
-    metrics_port = str(two_free_ports_in_a_row())
     installation = Installation(
         folder,
         FEED_DEMO="true",
-        FEED_METRICS_PORT=metrics_port,
         # The machine may be busy, and no test here is about how fast it is.
         FEED_FEED_DEADLINE_S="45",
     )
     await installation.start()
     yield installation
     await installation.stop()
-
-
-def two_free_ports_in_a_row() -> int:
-    """The first of them."""
-    while True:
-        first = free_port()
-        if not port_is_taken("127.0.0.1", first + 1):
-            return first
-
-
-async def demo_reader(demo: Installation) -> Person:
-    login = await demo.client.post(
-        "/auth/token", data={"username": DEMO_USERNAME, "password": DEMO_PASSWORD}
-    )
-    assert login.status_code == 200, login.text
-    return Person("", DEMO_USERNAME, {"Authorization": f"Bearer {login.json()['access_token']}"})
 
 
 async def test_the_demo_world_is_loaded_once_and_has_what_one_looks_for(
@@ -109,7 +88,7 @@ async def test_the_demo_world_is_loaded_once_and_has_what_one_looks_for(
 
 
 async def test_the_demo_readers_first_feed_is_full_blended_and_whole(demo: Installation) -> None:
-    page = await demo.feed(await demo_reader(demo))
+    page = await demo.feed(await demo.demo_reader())
     assert len(page["items"]) == 20
     assert page["degraded"] == []
     assert {"social", "discovery"} <= {item["source"] for item in page["items"]}
@@ -122,7 +101,7 @@ async def test_the_demo_readers_first_feed_is_full_blended_and_whole(demo: Insta
 
 
 async def test_two_hundred_feeds_at_concurrency_sixteen_give_no_error(demo: Installation) -> None:
-    reader = await demo_reader(demo)
+    reader = await demo.demo_reader()
     todo = iter(range(200))
 
     async def scroll() -> None:

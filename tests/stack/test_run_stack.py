@@ -9,7 +9,6 @@ import psutil
 import pytest
 
 from cli.trace_rules import violations
-from local.demo.world import DEMO_PASSWORD, DEMO_USERNAME
 from mesh import otlp
 from mesh.otlp import Span
 from mesh.settings import Settings
@@ -40,11 +39,7 @@ async def mesh(stack: Stack) -> AsyncIterator[StackInstallation]:
 
 @pytest.fixture(scope="module")
 async def reader(mesh: StackInstallation) -> Person:
-    login = await mesh.client.post(
-        "/auth/token", data={"username": DEMO_USERNAME, "password": DEMO_PASSWORD}
-    )
-    assert login.status_code == 200, login.text
-    return Person("", DEMO_USERNAME, {"Authorization": f"Bearer {login.json()['access_token']}"})
+    return await mesh.demo_reader()
 
 
 async def whole(

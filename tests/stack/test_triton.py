@@ -27,6 +27,7 @@ from ranker_svc.features import FEATURES, Matrix
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.service import server
+from stack.place import Place
 from stack.triton import heuristic as heuristic_model
 from stack.triton.install import Installation, install
 from stack.triton.server import Triton
@@ -48,7 +49,7 @@ INFER = "inference.GRPCInferenceService/ModelInfer"
 @pytest.fixture(scope="session")
 async def installation(settings: Settings) -> Installation:
     async with asyncio.timeout(600):
-        return await install(settings.stack_cache)
+        return await install(Place.of(settings).cache)
 
 
 @pytest.fixture(scope="session")
