@@ -40,7 +40,7 @@ from mesh import otlp
 from mesh.ids import now_ms
 from mesh.packing import pack
 from mesh.settings import Settings
-from ranker_svc.features import FEATURES
+from ranker_svc.features import DENSE
 from stack.place import Place
 from stack.run import on_stack
 from stack.stack import describe
@@ -234,8 +234,8 @@ class Bare:
         url = urlsplit(self._settings.model_url)
         client = triton.InferenceServerClient(url.netloc)
         self._open.push_async_callback(client.close)
-        matrix = np.zeros((_CANDIDATES, len(FEATURES)), np.float32)
-        features = triton.InferInput("features", matrix.shape, "FP32")
+        matrix = np.zeros((_CANDIDATES, len(DENSE)), np.float32)
+        features = triton.InferInput("dense", matrix.shape, "FP32")
         features.set_data_from_numpy(matrix)
         model = url.path.strip("/")
         name = "ranker_svc inference.GRPCInferenceService/ModelInfer"

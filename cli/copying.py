@@ -205,6 +205,7 @@ async def _write_posts(source: Connections, target: Connections, rows: Sequence[
             author_id=post.author_id,
             has_media=bool(post.media),
             embedding=embeddings.get(post.post_id),
+            topic=post.topic,
         )
 
     await for_each(posts, put_features)

@@ -236,6 +236,7 @@ class Importer:
                 author_id=new.post.author_id,
                 has_media=bool(new.post.media),
                 embedding=embeddings.get(new.post.post_id),
+                topic=new.post.topic,
             )
 
         await for_each(posts, put)

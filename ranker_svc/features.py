@@ -1,8 +1,10 @@
 """What a model knows of each candidate: the feature matrix."""
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from feed.v1.common_pb2 import (
@@ -20,8 +22,8 @@ from mesh.ids import created_ms
 from mesh.packing import Vector
 from stores.features.port import FeatureStore, PostFeatures
 
-# The columns of the matrix. A model is trained on these, in this order.
-FEATURES = (
+# The columns of numbers, as they are: a model that wants them otherwise does that itself.
+DENSE = (
     "affinity",  # 0 to 1, how often the reader engaged with the author; null: 0
     "topic_similarity",  # cosine of the interest and the post's vector, -1 to 1; null: 0
     "age_hours",  # since the post was created, from its id; 0 or more
@@ -36,7 +38,15 @@ FEATURES = (
     "source_popular",
     "source_exploration",
 )
-COLUMN = {name: column for column, name in enumerate(FEATURES)}
+COLUMN = {name: column for column, name in enumerate(DENSE)}
+# The columns of ids, 0 where there is none; a model hashes them as it says (scorers/contract.py).
+CATEGORICAL = (
+    "reader",  # user id
+    "author",  # user id
+    "topic",  # `topic_id` of the post's first tag
+    "source",  # number of the CandidateSource
+    "hour",  # UTC hour of the request, 0 to 23
+)
 # A post is taken to have 5 likes of 100 viewers until it has shown otherwise.
 PRIOR_RATE = 0.05
 _PRIOR_VIEWERS = 100.0
@@ -50,6 +60,23 @@ _SOURCES = {
 _TIMEOUT_S = 0.5
 
 Matrix = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a model may know of n candidates.
+
+    Args:
+        dense: Numbers, float32 of shape (n, len(DENSE)), all finite.
+        ids: Ids, int64 of shape (n, len(CATEGORICAL)).
+    """
+
+    dense: Matrix
+    ids: Ids
+
+    def __len__(self) -> int:
+        return len(self.dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +135,32 @@ async def fetch(store: FeatureStore, subject: Subject, degraded: list[str]) -> K
     return Known(posts, affinities)
 
 
-def build(subject: Subject, known: Known, now_ms: int) -> Matrix:
-    """The features of shape (n, len(FEATURES)), one row a candidate, all finite. Pure."""
-    matrix = np.zeros((len(subject.post_ids), len(FEATURES)), np.float32)
+def build(subject: Subject, known: Known, now_ms: int) -> Features:
+    """The features, one row a candidate. Pure."""
+    return Features(_dense(subject, known, now_ms), _ids(subject, known, now_ms))
+
+
+@lru_cache(maxsize=10_000)
+def topic_id(topic: str) -> int:
+    """A number above 0 that stands for the topic, the same everywhere; 0 for no topic."""
+    if not topic:
+        return 0
+    # 63 bits: an id is never negative.
+    return int.from_bytes(hashlib.blake2b(topic.encode(), digest_size=8).digest()) >> 1 or 1
+
+
+def _ids(subject: Subject, known: Known, now_ms: int) -> Ids:
+    ids = np.zeros((len(subject.post_ids), len(CATEGORICAL)), np.int64)
+    ids[:, 0] = subject.reader_id
+    ids[:, 1] = subject.author_ids
+    ids[:, 2] = [topic_id(post.topic) if post is not None else 0 for post in known.posts]
+    ids[:, 3] = subject.sources
+    ids[:, 4] = now_ms // _MS_PER_HOUR % 24
+    return ids
+
+
+def _dense(subject: Subject, known: Known, now_ms: int) -> Matrix:
+    matrix = np.zeros((len(subject.post_ids), len(DENSE)), np.float32)
     if not len(matrix):
         return matrix
     matrix[:, COLUMN["affinity"]] = known.affinities

@@ -16,7 +16,7 @@ from mesh.ids import now_ms
 from mesh.packing import unpack
 from mesh.server import GrpcServer
 from mesh.settings import Settings
-from ranker_svc.features import COLUMN, Matrix, Subject, build, fetch
+from ranker_svc.features import COLUMN, Features, Subject, build, fetch
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.scorers.port import Scorer
@@ -51,9 +51,9 @@ class RankerService(RankerServiceServicer):
         degraded: list[str] = []
         known = await fetch(self._features, subject, degraded)
         hits = sum(post is not None for post in known.posts)
-        matrix = build(subject, known, now_ms())
+        features = build(subject, known, now_ms())
         with telemetry.span("score candidates"):
-            scores, version = await self._score(matrix, degraded)
+            scores, version = await self._score(features, degraded)
             telemetry.annotate({"feed.model.version": version})
         if request.penalties:
             scores = scores - np.nan_to_num(np.array(request.penalties, np.float32))
@@ -69,29 +69,29 @@ class RankerService(RankerServiceServicer):
             scores=scores.tolist(),
             model_version=version,
             degraded=degraded,
-            topic_similarities=matrix[:, COLUMN["topic_similarity"]].tolist(),
-            author_affinities=matrix[:, COLUMN["affinity"]].tolist(),
+            topic_similarities=features.dense[:, COLUMN["topic_similarity"]].tolist(),
+            author_affinities=features.dense[:, COLUMN["affinity"]].tolist(),
         )
 
-    async def _score(self, matrix: Matrix, degraded: list[str]) -> tuple[Scores, str]:
+    async def _score(self, features: Features, degraded: list[str]) -> tuple[Scores, str]:
         """Scores in 0..1, and whose they are."""
-        if not len(matrix):
+        if not len(features):
             return np.zeros(0, np.float32), self._scorer.version
         scores = await best_effort(
-            _checked(self._scorer, matrix),
+            _checked(self._scorer, features),
             None,
             backend="model",
             degraded=degraded,
             timeout_s=deadlines.remaining(_TIMEOUT_S) * 0.8,
         )
         if scores is None:
-            return _in_range(heuristic.score(matrix)), heuristic.HeuristicScorer.version
+            return _in_range(heuristic.score(features.dense)), heuristic.HeuristicScorer.version
         return _in_range(scores), self._scorer.version
 
 
-async def _checked(scorer: Scorer, matrix: Matrix) -> Scores:
-    scores = await scorer.score(matrix)
-    if scores.shape != (len(matrix),):
+async def _checked(scorer: Scorer, features: Features) -> Scores:
+    scores = await scorer.score(features)
+    if scores.shape != (len(features),):
         raise Internal(f"{scorer.version} gave scores of shape {scores.shape}")
     return scores
 

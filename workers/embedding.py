@@ -95,6 +95,7 @@ class Embedding:
             author_id=post.author_id,
             has_media=bool(post.media),
             embedding=embedding,
+            topic=post.topic,
         )
         [known] = await self._features.posts([post.post_id])
         # A repeat must not bring back a post that has proven itself since.

@@ -3,12 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker_svc.features import COLUMN, PRIOR_RATE, Matrix
+from ranker_svc.features import COLUMN, PRIOR_RATE, Features, Matrix
 
 _RECENCY_HALVES_H = 24.0
 
 
-def score(features: Matrix) -> NDArray[np.float32]:
+def score(dense: Matrix) -> NDArray[np.float32]:
     """A weighted mean of six values from 0 to 1, shape (n,).
 
     | weight | value |
@@ -20,15 +20,15 @@ def score(features: Matrix) -> NDArray[np.float32]:
     | 0.10 | followed: 1 for a social candidate |
     | 0.05 | has media |
     """
-    rate = features[:, COLUMN["engagement_rate"]]
-    recency = np.exp2(-features[:, COLUMN["age_hours"]] / _RECENCY_HALVES_H)
+    rate = dense[:, COLUMN["engagement_rate"]]
+    recency = np.exp2(-dense[:, COLUMN["age_hours"]] / _RECENCY_HALVES_H)
     total: NDArray[np.float32] = (
-        0.25 * features[:, COLUMN["affinity"]]
-        + 0.25 * np.maximum(features[:, COLUMN["topic_similarity"]], 0)
+        0.25 * dense[:, COLUMN["affinity"]]
+        + 0.25 * np.maximum(dense[:, COLUMN["topic_similarity"]], 0)
         + 0.20 * recency
         + 0.15 * rate / (rate + PRIOR_RATE)
-        + 0.10 * features[:, COLUMN["source_social"]]
-        + 0.05 * features[:, COLUMN["has_media"]]
+        + 0.10 * dense[:, COLUMN["source_social"]]
+        + 0.05 * dense[:, COLUMN["has_media"]]
     )
     return total
 
@@ -38,6 +38,6 @@ class HeuristicScorer:
 
     version = "heuristic/1"
 
-    async def score(self, features: Matrix) -> NDArray[np.float32]:
+    async def score(self, features: Features) -> NDArray[np.float32]:
         """See `ranker_svc.scorers.heuristic.score`."""
-        return score(features)
+        return score(features.dense)

@@ -7,22 +7,21 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ranker_svc.features import Matrix
-from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY, mismatch
+from ranker_svc.features import Features
+from ranker_svc.scorers.contract import Contract
 
 
 class OnnxScorer:
-    """A model with one float32 input (n, len(FEATURES)), whose first output is the scores.
+    """A model whose inputs are as `ranker_svc.scorers.contract` has them, from its metadata.
 
-    The output has shape (n,) or (n, 1) and lies in 0..1. The metadata entry `features` lists the
-    input's columns, so that a model never reads one feature as another; `version` names the model,
-    otherwise the file does.
+    Its first output is the scores, of shape (n,) or (n, 1), in 0..1. The metadata entry `version`
+    names the model, otherwise the file does.
 
     Args:
         path: The .onnx file.
 
     Raises:
-        ValueError: There is no such file, it is no model, or it was trained on other features.
+        ValueError: There is no such file, it is no model, or it takes other features.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,18 +38,18 @@ class OnnxScorer:
             # onnxruntime raises classes of its own, with no common base but this one.
             raise ValueError(f"FEED_MODEL_URL names {path}, which does not load: {error}") from None
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        wrong = mismatch(metadata.get(FEATURES_KEY, ""))
-        if wrong:
-            raise ValueError(f"{path} {wrong}")
-        self._input: str = self._session.get_inputs()[0].name
+        try:
+            self._contract = Contract.read(metadata)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from None
         self._output: str = self._session.get_outputs()[0].name
-        self.version = f"onnx/{metadata.get(VERSION_KEY) or path.stem}"
+        self.version = f"onnx/{self._contract.version or path.stem}"
 
-    async def score(self, features: Matrix) -> NDArray[np.float32]:
+    async def score(self, features: Features) -> NDArray[np.float32]:
         """One run for all rows, in a thread."""
         return await asyncio.to_thread(self._run, features)
 
-    def _run(self, features: Matrix) -> NDArray[np.float32]:
-        (scores,) = self._session.run([self._output], {self._input: features})
+    def _run(self, features: Features) -> NDArray[np.float32]:
+        (scores,) = self._session.run([self._output], self._contract.inputs(features))
         flat: NDArray[np.float32] = scores.reshape(-1)
         return flat

@@ -5,6 +5,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ranker_svc.features import Features
+
 
 class Scorer(Protocol):
     """Scores are probabilities of a like, or act as such: 0 to 1, higher is better.
@@ -17,8 +19,8 @@ class Scorer(Protocol):
         """Which model it is, e.g. "heuristic/1"."""
         ...
 
-    async def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One score a row of the matrix (n, len(FEATURES)), shape (n,); n is at least 1.
+    async def score(self, features: Features) -> NDArray[np.float32]:
+        """One score a candidate, shape (n,); n is at least 1.
 
         One call serves a whole request. Raises `mesh.errors.Unavailable` when the model is away.
         """

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker_svc.features import COLUMN, Matrix
+from ranker_svc.features import COLUMN, Features
 
 
 class RandomScorer:
@@ -22,13 +22,13 @@ class RandomScorer:
         self._seed = seed
         self.version = "random" if seed is None else f"random/seed={seed}"
 
-    async def score(self, features: Matrix) -> NDArray[np.float32]:
+    async def score(self, features: Features) -> NDArray[np.float32]:
         """One number a row, in the order of rows."""
         return np.random.default_rng(self._start(features)).random(len(features), np.float32)
 
-    def _start(self, features: Matrix) -> list[int] | None:
+    def _start(self, features: Features) -> list[int] | None:
         if self._seed is None:
             return None
-        timeless = np.delete(features, COLUMN["age_hours"], axis=1)
+        timeless = np.delete(features.dense, COLUMN["age_hours"], axis=1)
         digest = hashlib.blake2b(np.ascontiguousarray(timeless).tobytes(), digest_size=8).digest()
         return [self._seed, int.from_bytes(digest)]

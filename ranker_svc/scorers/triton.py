@@ -15,28 +15,32 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from mesh.breaker import Breaker
 from mesh.channels import call
 from mesh.errors import FailedPrecondition, FeedError, Internal, Unavailable
-from ranker_svc.features import Matrix
-from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY, mismatch
+from ranker_svc.features import Features
+from ranker_svc.scorers.contract import CATEGORICAL_INPUT, DENSE_INPUT, Contract
 
 _TIMEOUT_S = 1.0
 _DATATYPE = "FP32"
 _WIRE_DTYPE = "<f4"
 
 
+# Of the model's inputs.
+_DATATYPES = {DENSE_INPUT: "FP32", CATEGORICAL_INPUT: "INT64"}
+
+
 @dataclass(slots=True)
-class _Contract:
+class _Agreed:
     """What the model's configuration says, and Triton's number of the model that answers."""
 
-    input: str
+    contract: Contract
     output: str
     number: str = ""
 
 
 class TritonScorer:
-    """A model with one FP32 input (n, len(FEATURES)), whose first output is the scores.
+    """A model whose inputs are as `ranker_svc.scorers.contract` has them, FP32 and INT64.
 
-    The output is FP32, has n elements, and lies in 0..1. The parameter `features` of the model's
-    configuration lists the input's columns and is read before the first scores are asked for, and
+    Its first output is the scores: FP32, n elements, in 0..1. The parameter `features` of the
+    model's configuration is its contract and is read before the first scores are asked for, and
     anew after any failure and when Triton's version number of the model has changed; `version`
     names the model. So a new model needs a new version number, as is usual in Triton.
 
@@ -51,10 +55,10 @@ class TritonScorer:
         self._model = model
         self._number = number
         self._breaker = Breaker("model")
-        self._contract: _Contract | None = None
+        self._agreed: _Agreed | None = None
         self.version = f"triton/{model}"
 
-    async def score(self, features: Matrix) -> NDArray[np.float32]:
+    async def score(self, features: Features) -> NDArray[np.float32]:
         """One request for all rows.
 
         Raises:
@@ -64,53 +68,58 @@ class TritonScorer:
         """
         with self._breaker.guard():
             try:
-                contract = self._contract or await self._agree()
+                agreed = self._agreed or await self._agree()
                 answer = await call(
-                    self._stub.ModelInfer, self._request(contract, features), timeout=_TIMEOUT_S
+                    self._stub.ModelInfer, self._request(agreed, features), timeout=_TIMEOUT_S
                 )
-                self._require_same_model(contract, answer.model_version)
+                self._require_same_model(agreed, answer.model_version)
                 return _scores(answer, len(features))
             except FeedError:
                 # Whatever answers next may be another model.
-                self._contract = None
+                self._agreed = None
                 raise
 
-    async def _agree(self) -> _Contract:
+    async def _agree(self) -> _Agreed:
         """Reads what the model takes and gives."""
         request = ModelConfigRequest(name=self._model, version=self._number)
         config = (await call(self._stub.ModelConfig, request, timeout=_TIMEOUT_S)).config
         parameters = {key: value.string_value for key, value in config.parameters.items()}
-        wrong = mismatch(parameters.get(FEATURES_KEY, ""))
-        if wrong:
-            raise FailedPrecondition(f"Triton's model {self._model} {wrong}")
-        if len(config.input) != 1 or not config.output:
+        try:
+            contract = Contract.read(parameters)
+        except ValueError as error:
+            raise FailedPrecondition(f"Triton's model {self._model} {error}") from None
+        inputs = {each.name for each in config.input}
+        if inputs != contract.input_names or not config.output:
             raise FailedPrecondition(
-                f"Triton's model {self._model} has {len(config.input)} inputs and "
-                f"{len(config.output)} outputs, and must have one input and an output"
+                f"Triton's model {self._model} has the inputs {sorted(inputs)} and "
+                f"{len(config.output)} outputs, and must have {sorted(contract.input_names)} and "
+                "an output"
             )
-        self.version = f"triton/{self._model}/{parameters.get(VERSION_KEY) or 'unnamed'}"
-        self._contract = _Contract(config.input[0].name, config.output[0].name)
-        return self._contract
+        self.version = f"triton/{self._model}/{contract.version or 'unnamed'}"
+        self._agreed = _Agreed(contract, config.output[0].name)
+        return self._agreed
 
-    def _request(self, contract: _Contract, features: Matrix) -> ModelInferRequest:
+    def _request(self, agreed: _Agreed, features: Features) -> ModelInferRequest:
+        inputs = agreed.contract.inputs(features)
         return ModelInferRequest(
             model_name=self._model,
             model_version=self._number,
             inputs=[
                 ModelInferRequest.InferInputTensor(
-                    name=contract.input, datatype=_DATATYPE, shape=features.shape
+                    name=name, datatype=_DATATYPES[name], shape=column.shape
                 )
+                for name, column in inputs.items()
             ],
-            outputs=[ModelInferRequest.InferRequestedOutputTensor(name=contract.output)],
-            raw_input_contents=[np.ascontiguousarray(features, _WIRE_DTYPE).tobytes()],
+            outputs=[ModelInferRequest.InferRequestedOutputTensor(name=agreed.output)],
+            raw_input_contents=[column.tobytes() for column in inputs.values()],
         )
 
-    def _require_same_model(self, contract: _Contract, number: str) -> None:
-        if number != (contract.number or number):
+    def _require_same_model(self, agreed: _Agreed, number: str) -> None:
+        if number != (agreed.number or number):
             raise Unavailable(
-                f"Triton's model {self._model} changed from {contract.number} to {number}"
+                f"Triton's model {self._model} changed from {agreed.number} to {number}"
             )
-        contract.number = number
+        agreed.number = number
 
 
 def _scores(answer: ModelInferResponse, count: int) -> NDArray[np.float32]:

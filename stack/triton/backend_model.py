@@ -13,7 +13,7 @@ import triton_python_backend_utils as triton
 
 
 class TritonPythonModel:
-    """Runs the ONNX file that lies beside this one: its one input, its first output, flat."""
+    """Runs the ONNX file that lies beside this one: its inputs, its first output, flat."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Called once by Triton, which does not serve when this raises."""
@@ -24,7 +24,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(
             folder / "model.onnx", options, providers=["CPUExecutionProvider"]
         )
-        self._input: str = self._session.get_inputs()[0].name
+        self._inputs: list[str] = [each.name for each in self._session.get_inputs()]
         self._output: str = self._session.get_outputs()[0].name
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -32,9 +32,12 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        features = np.from_dlpack(triton.get_input_tensor_by_name(request, self._input))
+        inputs = {
+            name: np.from_dlpack(triton.get_input_tensor_by_name(request, name))
+            for name in self._inputs
+        }
         try:
-            (scores,) = self._session.run([self._output], {self._input: features})
+            (scores,) = self._session.run([self._output], inputs)
         except Exception as error:
             # onnxruntime's exceptions have no other base.
             return triton.InferenceResponse(error=triton.TritonError(str(error)))

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ranker_svc.features import COLUMN, FEATURES, PRIOR_RATE
-from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY
+from ranker_svc.features import COLUMN, DENSE, PRIOR_RATE
+from ranker_svc.scorers.contract import DENSE_INPUT, Contract
 
 VERSION = "heuristic-1"
 _LINEAR = {"affinity": 0.25, "source_social": 0.10, "has_media": 0.05}
@@ -17,7 +17,7 @@ _IR_VERSION = 10
 
 
 def save(path: Path) -> None:
-    """Writes the model: `features`, float32 (n, len(FEATURES)), to `scores`, float32 (n,)."""
+    """Writes the model: `dense`, float32 (n, len(DENSE)), to `scores`, float32 (n,)."""
     nodes: list[NodeProto] = []
     constants: list[TensorProto] = []
 
@@ -32,12 +32,12 @@ def save(path: Path) -> None:
         return output
 
     def column(name: str) -> str:
-        return op("Gather", "features", constant(COLUMN[name], np.int64), axis=1)
+        return op("Gather", DENSE_INPUT, constant(COLUMN[name], np.int64), axis=1)
 
     def weighted(weight: float, value: str) -> str:
         return op("Mul", value, constant(weight))
 
-    linear = op("MatMul", "features", constant([_LINEAR.get(name, 0.0) for name in FEATURES]))
+    linear = op("MatMul", DENSE_INPUT, constant([_LINEAR.get(name, 0.0) for name in DENSE]))
     rate = column("engagement_rate")
     recency = op("Exp", weighted(-np.log(2) / 24, column("age_hours")))
     engagement = op("Div", rate, op("Add", rate, constant(PRIOR_RATE)))
@@ -52,12 +52,12 @@ def save(path: Path) -> None:
     graph = helper.make_graph(
         nodes,
         "heuristic",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", len(FEATURES)])],
+        [helper.make_tensor_value_info(DENSE_INPUT, TensorProto.FLOAT, ["n", len(DENSE)])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n"])],
         constants,
     )
     model: Any = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)])
     model.ir_version = _IR_VERSION
-    helper.set_model_props(model, {FEATURES_KEY: ",".join(FEATURES), VERSION_KEY: VERSION})
+    helper.set_model_props(model, Contract(VERSION, DENSE).metadata())
     onnx.checker.check_model(model)
     onnx.save_model(model, path)

@@ -128,7 +128,9 @@ def _parsed(rows: _Rows, parse: Callable[..., T | None]) -> list[T | None]:
 
 
 def _merged(ours: PostFeatures | None, theirs: PostFeatures | None) -> PostFeatures | None:
-    """Feast's values, with the viewers and the vector that only the cache has."""
+    """Feast's values, with the viewers, the vector and the topic that only the cache has."""
     if ours is None or theirs is None:
         return theirs if ours is None else ours
-    return replace(theirs, viewer_count=ours.viewer_count, embedding=ours.embedding)
+    return replace(
+        theirs, viewer_count=ours.viewer_count, embedding=ours.embedding, topic=ours.topic
+    )

@@ -29,6 +29,8 @@ class PostFeatures:
     viewer_count: int
     # Unit vector of shape (384,); None until it is embedded.
     embedding: Vector | None
+    # The post's first tag; empty without one.
+    topic: str = ""
 
 
 class FeatureStore(Protocol):
@@ -67,7 +69,13 @@ class FeatureStore(Protocol):
         ...
 
     async def put_post(
-        self, post_id: int, *, author_id: int, has_media: bool, embedding: Vector | None = None
+        self,
+        post_id: int,
+        *,
+        author_id: int,
+        has_media: bool,
+        embedding: Vector | None = None,
+        topic: str = "",
     ) -> None:
         """Writes what does not change; the counters stay as they are."""
         ...

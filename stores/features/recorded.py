@@ -41,10 +41,16 @@ class RecordedFeatureStore(RedisFeatureStore):
         await self._changes.mark(Kind.AFFINITIES, [user_id])
 
     async def put_post(
-        self, post_id: int, *, author_id: int, has_media: bool, embedding: Vector | None = None
+        self,
+        post_id: int,
+        *,
+        author_id: int,
+        has_media: bool,
+        embedding: Vector | None = None,
+        topic: str = "",
     ) -> None:
         await super().put_post(
-            post_id, author_id=author_id, has_media=has_media, embedding=embedding
+            post_id, author_id=author_id, has_media=has_media, embedding=embedding, topic=topic
         )
         await self._changes.mark(Kind.POST, [post_id])
 

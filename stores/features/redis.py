@@ -22,7 +22,7 @@ POST_S = 35 * 86_400
 USER_S = 60 * 86_400
 _POPULAR = "popular"
 _UNPROVEN = "unproven"
-_POST_FIELDS = [b"author_id", b"like_count", b"has_media", b"viewer_count", b"embedding"]
+_POST_FIELDS = [b"author_id", b"like_count", b"has_media", b"viewer_count", b"embedding", b"topic"]
 _USER_FIELDS = ["follower_count", "avg_engagement_rate", "interest_vector"]
 # Arguments of one script; Lua unpacks no more than some 8,000.
 _ARGUMENTS = 1_000
@@ -120,15 +120,25 @@ class RedisFeatureStore:
                 await pipe.execute()
 
     async def put_post(
-        self, post_id: int, *, author_id: int, has_media: bool, embedding: Vector | None = None
+        self,
+        post_id: int,
+        *,
+        author_id: int,
+        has_media: bool,
+        embedding: Vector | None = None,
+        topic: str = "",
     ) -> None:
-        fields: dict[str, int | bytes] = {"author_id": author_id, "has_media": int(has_media)}
+        fields: dict[str, int | bytes | str] = {
+            "author_id": author_id,
+            "has_media": int(has_media),
+            "topic": topic,
+        }
         if embedding is not None:
             fields["embedding"] = pack(embedding)
         await self._put_hash(_post_key(post_id), fields, POST_S)
 
     async def _put_hash(
-        self, key: str, fields: Mapping[str, int | float | bytes], ttl_s: int
+        self, key: str, fields: Mapping[str, int | float | bytes | str], ttl_s: int
     ) -> None:
         with redis_errors():
             async with self._client.pipeline(transaction=True) as pipe:
@@ -211,7 +221,7 @@ class RedisFeatureStore:
 
 
 def _post_features(row: Sequence[bytes | None]) -> PostFeatures | None:
-    author_id, like_count, has_media, viewer_count, embedding = row
+    author_id, like_count, has_media, viewer_count, embedding, topic = row
     if author_id is None:
         return None
     return PostFeatures(
@@ -220,6 +230,7 @@ def _post_features(row: Sequence[bytes | None]) -> PostFeatures | None:
         has_media=has_media == b"1",
         viewer_count=int(viewer_count or 0),
         embedding=unpack(embedding or b""),
+        topic=(topic or b"").decode(),
     )
 
 

@@ -30,6 +30,11 @@ class StoredPost:
     created_at: datetime
     like_count: int = 0
 
+    @property
+    def topic(self) -> str:
+        """What it is about, as its author says first: the first tag; empty without one."""
+        return self.tags[0] if self.tags else ""
+
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:

@@ -17,7 +17,7 @@ from mesh import deadlines
 from mesh.channels import call
 from mesh.errors import InvalidArgument
 from mesh.packing import DIMENSIONS, Vector, pack
-from ranker_svc.features import FEATURES, Matrix
+from ranker_svc.features import Features
 from ranker_svc.service import RankerService, server
 from stores.connect import Connections
 from tests.fixtures.sql import fresh_id, fresh_ids
@@ -132,7 +132,7 @@ async def test_a_seeded_random_model_repeats_itself(serve: Serve) -> None:
 
 async def test_a_model_in_onnx_gives_the_scores(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "constant.onnx"
-    save_linear_model(path, {"source_social": 0.25}, features=",".join(FEATURES))
+    save_linear_model(path, {"source_social": 0.25})
     async with serve(server, model_url=f"onnx://{path}") as channel:
         request = request_for(fresh_ids(2), fresh_ids(2))
         answer = await call(RankerServiceStub(channel).RankCandidates, request, timeout=5)
@@ -144,7 +144,7 @@ async def test_scores_are_numbers_from_0_to_1_whatever_the_model_gives(
     serve: Serve, tmp_path: Path
 ) -> None:
     path = tmp_path / "wild.onnx"
-    save_linear_model(path, {"source_social": math.nan}, features=",".join(FEATURES))
+    save_linear_model(path, {"source_social": math.nan})
     async with serve(server, model_url=f"onnx://{path}") as channel:
         request = request_for(fresh_ids(2), fresh_ids(2))
         answer = await call(RankerServiceStub(channel).RankCandidates, request, timeout=5)
@@ -155,7 +155,7 @@ async def test_a_model_that_fails_is_replaced_by_the_heuristic(
     serve: Serve, tmp_path: Path
 ) -> None:
     path = tmp_path / "two.onnx"
-    save_linear_model(path, {}, outputs=2, features=",".join(FEATURES))
+    save_linear_model(path, {}, outputs=2)
     async with serve(server, model_url=f"onnx://{path}") as channel:
         request = request_for(fresh_ids(2), fresh_ids(2))
         answer = await call(RankerServiceStub(channel).RankCandidates, request, timeout=5)
@@ -169,7 +169,7 @@ class StuckScorer:
 
     version = "stuck"
 
-    async def score(self, _: Matrix) -> NDArray[np.float32]:
+    async def score(self, _: Features) -> NDArray[np.float32]:
         return await asyncio.Future()
 
 

@@ -14,9 +14,21 @@ from onnx import TensorProto, helper, save_model
 
 from mesh.ids import EPOCH_MS, first_id_at
 from mesh.packing import DIMENSIONS, Vector
-from ranker_svc.features import COLUMN, FEATURES, Known, Matrix, Subject, build, similarities
+from ranker_svc.features import (
+    CATEGORICAL,
+    COLUMN,
+    DENSE,
+    Features,
+    Known,
+    Matrix,
+    Subject,
+    build,
+    similarities,
+    topic_id,
+)
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.connect import open_scorer
+from ranker_svc.scorers.contract import Contract, Field, bucket
 from stores.features.port import PostFeatures
 
 HOUR_MS = 3_600_000
@@ -34,13 +46,13 @@ def post(embedding: Vector | None = None, likes: int = 0, viewers: int = 0) -> P
     return PostFeatures(7, likes, True, viewers, embedding)
 
 
-def matrix_of(
+def features_of(
     posts: list[PostFeatures | None],
     *,
     affinities: list[float] | None = None,
     sources: list[c.CandidateSource.ValueType] | None = None,
     hours_ago: float = 0,
-) -> Matrix:
+) -> Features:
     count = len(posts)
     subject = Subject(
         reader_id=1,
@@ -54,8 +66,12 @@ def matrix_of(
     return build(subject, Known(posts, affinities or [0.0] * count), NOW_MS)
 
 
+def matrix_of(*args: Any, **kwargs: Any) -> Matrix:
+    return features_of(*args, **kwargs).dense
+
+
 def row(matrix: Matrix, number: int = 0) -> dict[str, float]:
-    return dict(zip(FEATURES, matrix[number].tolist(), strict=True))
+    return dict(zip(DENSE, matrix[number].tolist(), strict=True))
 
 
 def test_a_row_has_every_feature_of_its_post() -> None:
@@ -100,7 +116,7 @@ def test_the_source_is_one_of_four_columns() -> None:
 
 
 def test_no_candidates_make_an_empty_matrix() -> None:
-    assert matrix_of([]).shape == (0, len(FEATURES))
+    assert matrix_of([]).shape == (0, len(DENSE))
 
 
 def test_similarity_is_the_cosine_whatever_the_lengths() -> None:
@@ -125,7 +141,7 @@ def test_a_vector_with_no_number_in_it_does_no_harm() -> None:
 @given(
     arrays.arrays(
         np.float32,
-        st.tuples(st.integers(1, 20), st.just(len(FEATURES))),
+        st.tuples(st.integers(1, 20), st.just(len(DENSE))),
         elements=st.floats(0, 1, width=32),
     )
 )
@@ -155,17 +171,17 @@ def test_the_formula_prefers(better: Matrix, worse: Matrix) -> None:
     assert heuristic.score(better)[0] > heuristic.score(worse)[0]
 
 
-async def scores_of(url: str, *matrices: Matrix) -> list[list[float]]:
-    """The scores of each matrix, by the model of that URL."""
+async def scores_of(url: str, *batches: Features) -> list[list[float]]:
+    """The scores of each batch, by the model of that URL."""
     async with open_scorer(url) as scorer:
-        return [(await scorer.score(matrix)).tolist() for matrix in matrices]
+        return [(await scorer.score(features)).tolist() for features in batches]
 
 
 async def test_random_scores_repeat_for_a_seed_and_a_request_also_later() -> None:
     posts: list[PostFeatures | None] = [post(likes=number) for number in range(20)]
-    now, later = matrix_of(posts), matrix_of(posts, hours_ago=1)
+    now, later = features_of(posts), features_of(posts, hours_ago=1)
     scores, also_later, of_others = await scores_of(
-        "random://?seed=7", now, later, matrix_of([None] * 20)
+        "random://?seed=7", now, later, features_of([None] * 20)
     )
     assert scores == also_later
     assert scores != of_others
@@ -175,48 +191,54 @@ async def test_random_scores_repeat_for_a_seed_and_a_request_also_later() -> Non
 
 
 async def test_random_scores_differ_each_time_without_a_seed() -> None:
-    features = matrix_of([None] * 20)
+    features = features_of([None] * 20)
     first, second = await scores_of("random://", features, features)
     assert first != second
 
 
 def save_linear_model(
-    path: Path, weights: dict[str, float], *, outputs: int = 1, **metadata: str
+    path: Path,
+    weights: dict[str, float],
+    *,
+    outputs: int = 1,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """A model that adds up weighted features, as often as it has outputs a row."""
-    column = np.array([[weights.get(name, 0.0)] * outputs for name in FEATURES], np.float32)
+    column = np.array([[weights.get(name, 0.0)] * outputs for name in DENSE], np.float32)
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["features", "weights"], ["scores"])],
+        [helper.make_node("MatMul", ["dense", "weights"], ["scores"])],
         "linear",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", len(FEATURES)])],
+        [helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["n", len(DENSE)])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", outputs])],
         [helper.make_tensor("weights", TensorProto.FLOAT, column.shape, column.ravel())],
     )
     model: Any = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 10
-    helper.set_model_props(model, metadata)
+    helper.set_model_props(model, Contract("", DENSE).metadata() if metadata is None else metadata)
     save_model(model, path)
 
 
 async def test_a_model_in_onnx_scores_all_rows(tmp_path: Path) -> None:
     path = tmp_path / "linear.onnx"
-    save_linear_model(path, {"affinity": 0.5}, features=",".join(FEATURES), version="linear-3")
+    save_linear_model(path, {"affinity": 0.5}, metadata=Contract("linear-3", DENSE).metadata())
     async with open_scorer(f"onnx://{path}") as scorer:
-        scores = await scorer.score(matrix_of([None] * 3, affinities=[0.0, 0.5, 1.0]))
+        scores = await scorer.score(features_of([None] * 3, affinities=[0.0, 0.5, 1.0]))
         assert scorer.version == "onnx/linear-3"
     assert scores.tolist() == [0, 0.25, 0.5]
 
 
 async def test_a_model_trained_on_other_features_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
-    save_linear_model(path, {}, features=",".join(reversed(FEATURES)))
-    with pytest.raises(ValueError, match=r"other\.onnx does not take the features.*must be affin"):
+    metadata = Contract("other", DENSE).metadata()
+    metadata["features"] = metadata["features"].replace("affinity", "liking")
+    save_linear_model(path, {}, metadata=metadata)
+    with pytest.raises(ValueError, match=r"other\.onnx takes features .* not have: liking"):
         await scores_of(f"onnx://{path}")
 
 
 async def test_a_model_that_does_not_say_its_features_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "silent.onnx"
-    save_linear_model(path, {})
+    save_linear_model(path, {}, metadata={})
     with pytest.raises(ValueError, match="'features' is missing"):
         await scores_of(f"onnx://{path}")
 
@@ -242,3 +264,70 @@ async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 async def test_a_url_that_is_not_understood_says_why(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         await scores_of(url)
+
+
+def test_ids_are_whose_and_what_and_when_and_0_where_there_is_none() -> None:
+    tagged = PostFeatures(7, 0, False, 0, None, "chess")
+    features = features_of([tagged, post(), None])
+    rows = [dict(zip(CATEGORICAL, ids, strict=True)) for ids in features.ids.tolist()]
+    same = {"reader": 1, "author": 7, "source": c.CANDIDATE_SOURCE_SOCIAL}
+    hour = NOW_MS // HOUR_MS % 24
+    topics = [topic_id("chess"), 0, 0]
+    assert rows == [{**same, "topic": topic, "hour": hour} for topic in topics]
+
+
+def test_a_topic_has_the_same_id_everywhere() -> None:
+    # Logs and models hold these numbers.
+    assert topic_id("chess") == 7921158615620370275
+    assert topic_id("") == 0
+
+
+def test_a_model_gets_the_columns_that_it_names_in_its_order() -> None:
+    fields = (Field("topic", 50), Field("reader", 10))
+    contract = Contract("v", ("has_media", "affinity"), fields)
+    features = features_of([post(), None], affinities=[0.5, 0.25])
+    inputs = contract.inputs(features)
+    assert inputs["dense"].tolist() == [[1, 0.5], [0, 0.25]]
+    assert inputs["categorical"].shape == (2, 2)
+    assert inputs["categorical"][:, 0].tolist() == [0, 0]
+    assert Contract.read(contract.metadata()) == contract
+    assert set(inputs) == contract.input_names
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("affinity,has_media", "what is no contract"),
+        ('{"dense": ["affinity"]}', "what is no contract"),
+        ('{"dense": [], "categorical": []}', "has no dense feature"),
+        ('{"dense": ["mood"], "categorical": []}', "does not have: mood"),
+        ('{"dense": ["affinity"], "categorical": [{"name": "mood", "buckets": 9}], '
+         '"hash": "splitmix64"}', "does not have: mood"),
+        ('{"dense": ["affinity"], "categorical": [{"name": "hour", "buckets": 1}], '
+         '"hash": "splitmix64"}', "less than 2 buckets"),
+        ('{"dense": ["affinity"], "categorical": [{"name": "hour", "buckets": 9}], '
+         '"hash": "md5"}', "hashes ids by md5"),
+    ],
+)  # fmt: skip
+def test_a_contract_that_cannot_be_kept_says_why(said: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Contract.read({"features": said})
+
+
+@given(st.lists(st.integers(1, 2**63 - 1), min_size=1), st.integers(2, 10_000))
+def test_a_bucket_is_in_its_range_and_an_ids_own(ids: list[int], buckets: int) -> None:
+    field = Field("reader", buckets)
+    found = bucket(np.array([0, *ids], np.int64), field)
+    assert found[0] == 0
+    assert ((found[1:] >= 1) & (found[1:] < buckets)).all()
+    again = bucket(np.array(ids[-1:], np.int64), field)
+    assert again[0] == found[-1]
+
+
+def test_buckets_are_the_same_everywhere_and_evenly_filled() -> None:
+    # Models were trained with these.
+    field = Field("reader", 101)
+    assert bucket(np.array([1, 2, 2**62], np.int64), field).tolist() == [3, 11, 74]
+    filled = np.bincount(bucket(np.arange(1, 100_001, dtype=np.int64), field), minlength=101)[1:]
+    assert filled.min() > 850
+    assert filled.max() < 1150

@@ -15,15 +15,16 @@ from tritonclient.grpc.service_pb2_grpc import (
 
 from mesh.channels import call
 from mesh.errors import FailedPrecondition, Internal, NotFound, Unavailable
-from ranker_svc.features import FEATURES, Matrix
+from ranker_svc.features import CATEGORICAL, DENSE, Features
 from ranker_svc.scorers.connect import open_scorer
+from ranker_svc.scorers.contract import Contract
 from ranker_svc.service import server
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve
 from tests.services.test_ranker import request_for
 
-COLUMNS = ",".join(FEATURES)
+COLUMNS = Contract("", DENSE).metadata()["features"]
 
 
 class Impostor(GRPCInferenceServiceServicer):  # type: ignore[misc]  # no stubs
@@ -31,7 +32,7 @@ class Impostor(GRPCInferenceServiceServicer):  # type: ignore[misc]  # no stubs
 
     def __init__(self) -> None:
         self.features, self.version, self.number = COLUMNS, "first", "1"
-        self.inputs, self.outputs = ["matrix"], ["likes", "more"]
+        self.inputs, self.outputs = ["dense"], ["likes", "more"]
         self.datatype, self.columns = "FP32", 1
         self.configs_read = 0
 
@@ -77,8 +78,12 @@ async def impostor() -> AsyncIterator[tuple[Impostor, str]]:
     await serving.stop(0)
 
 
-def some_features(rows: int = 3) -> Matrix:
-    return np.random.default_rng(rows).random((rows, len(FEATURES)), np.float32)
+def some_features(rows: int = 3) -> Features:
+    chance = np.random.default_rng(rows)
+    return Features(
+        chance.random((rows, len(DENSE)), np.float32),
+        chance.integers(0, 2**62, (rows, len(CATEGORICAL))),
+    )
 
 
 async def test_the_models_own_names_are_used_and_its_contract_is_read_once(
@@ -88,13 +93,14 @@ async def test_the_models_own_names_are_used_and_its_contract_is_read_once(
     features = some_features()
     async with open_scorer(url) as scorer:
         assert scorer.version == "triton/ranker"
-        for matrix in (features, features[::-1], np.asfortranarray(features)):
-            assert (await scorer.score(matrix)).tolist() == matrix[:, 0].tolist()
+        for dense in (features.dense, features.dense[::-1], np.asfortranarray(features.dense)):
+            scores = await scorer.score(Features(dense, features.ids))
+            assert scores.tolist() == dense[:, 0].tolist()
         assert scorer.version == "triton/ranker/first"
     assert servicer.configs_read == 1
 
 
-@pytest.mark.parametrize("features", ["", COLUMNS.replace("affinity", "liking"), COLUMNS + ",age"])
+@pytest.mark.parametrize("features", ["", COLUMNS.replace("affinity", "liking"), "affinity,age"])
 async def test_a_model_of_other_features_gives_no_scores(
     impostor: tuple[Impostor, str], features: str
 ) -> None:
@@ -102,21 +108,23 @@ async def test_a_model_of_other_features_gives_no_scores(
     servicer.features = features
     async with open_scorer(url) as scorer:
         for _ in range(2):
-            with pytest.raises(FailedPrecondition, match="ranker does not take the features"):
+            with pytest.raises(
+                FailedPrecondition, match=r"ranker (takes features|does not say|says in)"
+            ):
                 await scorer.score(some_features())
         servicer.features = COLUMNS
         assert len(await scorer.score(some_features())) == 3
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [([], ["likes"]), (["a", "b"], ["likes"]),
-                                                 (["matrix"], [])])  # fmt: skip
+                                                 (["dense"], [])])  # fmt: skip
 async def test_a_model_of_other_tensors_gives_no_scores(
     impostor: tuple[Impostor, str], inputs: list[str], outputs: list[str]
 ) -> None:
     servicer, url = impostor
     servicer.inputs, servicer.outputs = inputs, outputs
     async with open_scorer(url) as scorer:
-        with pytest.raises(FailedPrecondition, match="must have one input and an output"):
+        with pytest.raises(FailedPrecondition, match=r"must have .* and an output"):
             await scorer.score(some_features())
 
 
@@ -140,7 +148,7 @@ async def test_a_model_that_was_replaced_is_checked_before_its_scores_are_taken(
         servicer.number, servicer.version, servicer.features = "2", "second", "others"
         with pytest.raises(Unavailable, match="changed from 1 to 2"):
             await scorer.score(some_features())
-        with pytest.raises(FailedPrecondition, match="does not take the features"):
+        with pytest.raises(FailedPrecondition, match="what is no contract"):
             await scorer.score(some_features())
         servicer.features = COLUMNS
         await scorer.score(some_features())

@@ -23,9 +23,10 @@ from mesh.channels import call
 from mesh.errors import FailedPrecondition
 from mesh.otlp import Span
 from mesh.settings import Settings
-from ranker_svc.features import FEATURES, Matrix
+from ranker_svc.features import DENSE
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.connect import open_scorer
+from ranker_svc.scorers.contract import Contract
 from ranker_svc.service import server
 from stack.place import Place
 from stack.triton import heuristic as heuristic_model
@@ -39,6 +40,7 @@ from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve
 from tests.services.test_ranker import request_for
 from tests.services.test_rules_ranker import save_linear_model
+from tests.services.test_triton_scorer import some_features
 
 pytestmark = pytest.mark.stack
 
@@ -88,10 +90,6 @@ async def running(triton: Triton) -> AsyncIterator[Triton]:
         await triton.stop()
 
 
-def some_features(rows: int) -> Matrix:
-    return np.random.default_rng(rows).random((rows, len(FEATURES)), np.float32)
-
-
 async def rank(channel: grpc.aio.Channel, candidates: int = 3) -> r.RankCandidatesResponse:
     request = request_for(fresh_ids(candidates), fresh_ids(candidates))
     return await call(RankerServiceStub(channel).RankCandidates, request, timeout=5)
@@ -120,7 +118,7 @@ async def test_the_model_in_triton_gives_the_scores_that_it_gives_here(
     async with open_scorer(triton.url) as scorer:
         scores = await scorer.score(features)
         assert scorer.version == VERSION
-    np.testing.assert_allclose(scores, heuristic.score(features), atol=1e-5)
+    np.testing.assert_allclose(scores, heuristic.score(features.dense), atol=1e-5)
 
 
 async def test_a_feed_is_ranked_by_the_model_in_triton(triton: Triton, serve: Serve) -> None:
@@ -143,10 +141,12 @@ async def test_a_model_of_other_features_is_refused_and_replaced_by_the_heuristi
     installation: Installation, serve: Serve, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
-    save_linear_model(other, {"affinity": 1.0}, features=",".join(reversed(FEATURES)))
+    metadata = Contract("other", DENSE).metadata()
+    metadata["features"] = metadata["features"].replace("affinity", "liking")
+    save_linear_model(other, {"affinity": 1.0}, metadata=metadata)
     async with running(Triton(installation, other, tmp_path / "triton", free_port())) as triton:
         async with open_scorer(triton.url) as scorer:
-            with pytest.raises(FailedPrecondition, match="ranker does not take the features of"):
+            with pytest.raises(FailedPrecondition, match="ranker takes features that this"):
                 await scorer.score(some_features(3))
         async with serve(server, model_url=triton.url) as channel:
             answer = await rank(channel)
