@@ -256,7 +256,7 @@ class Fate(BaseModel):
     author_affinity: float | None = Field(description="0 to 1.")
     position: int | None = Field(description="Place in the whole feed, from 0; null when left out.")
     placement: str | None = Field(
-        description="Of re-ranking: by_score, author_spread or discovery_share.",
+        description="Of re-ranking: by_score, author_spread, discovery_share or exploration.",
         examples=["by_score"],
     )
 

@@ -36,7 +36,7 @@ def verdict_name(verdict: int) -> str:
 
 
 def placement_name(placement: int) -> str:
-    """by_score, author_spread, discovery_share."""
+    """by_score, author_spread, discovery_share, exploration."""
     return _PLACEMENTS.get(placement, "unspecified")
 
 

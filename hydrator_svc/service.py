@@ -1,5 +1,7 @@
 """The hydrator service's servicer: orders a feed and shows its first page."""
 
+import random
+
 from feed.v1.common_pb2 import (
     CANDIDATE_SOURCE_DISCOVERY,
     CANDIDATE_SOURCE_EXPLORATION,
@@ -7,6 +9,7 @@ from feed.v1.common_pb2 import (
 )
 from feed.v1.hydrator_pb2 import (
     DESCRIPTOR,
+    PLACEMENT_EXPLORATION,
     HydrateFeedRequest,
     HydrateFeedResponse,
     HydratePostsRequest,
@@ -15,7 +18,7 @@ from feed.v1.hydrator_pb2 import (
 from feed.v1.hydrator_pb2_grpc import HydratorServiceServicer, add_HydratorServiceServicer_to_server
 
 from hydrator_svc.hydration import Hydration, Page
-from hydrator_svc.rerank import Bounds, Item, rerank
+from hydrator_svc.rerank import Bounds, Exploration, Item, rerank
 from mesh import telemetry
 from mesh.columns import require_equal_lengths
 from mesh.errors import InvalidArgument
@@ -37,12 +40,16 @@ class HydratorService(HydratorServiceServicer):
         hydration: Reads the posts.
         share_min: Least share of strangers' posts on a page, 0 to 1.
         share_max: Greatest share.
+        exploration: How far chance has a say in the order.
     """
 
-    def __init__(self, hydration: Hydration, share_min: float, share_max: float) -> None:
+    def __init__(
+        self, hydration: Hydration, share_min: float, share_max: float, exploration: Exploration
+    ) -> None:
         self._hydration = hydration
         self._share_min = share_min
         self._share_max = share_max
+        self._exploration = exploration
 
     async def HydrateFeed(
         self, request: HydrateFeedRequest, context: object
@@ -50,7 +57,8 @@ class HydratorService(HydratorServiceServicer):
         """The whole order, and the posts of its first page."""
         items = _items(request)
         limit = _limit(request.limit)
-        placed = rerank(items, Bounds(limit, self._share_min, self._share_max))
+        bounds = Bounds(limit, self._share_min, self._share_max)
+        placed = rerank(items, bounds, self._exploration)
         order = [each.index for each in placed]
         candidates = request.candidates
         page = await self._hydration.page(
@@ -60,11 +68,16 @@ class HydratorService(HydratorServiceServicer):
             author_ids=[candidates.author_ids[index] for index in order],
         )
         _tell(page)
+        explored = sum(each.placement == PLACEMENT_EXPLORATION for each in placed)
+        telemetry.annotate({"feed.explored": explored})
         return HydrateFeedResponse(
             order=order,
             placements=[each.placement for each in placed],
             posts=page.posts,
             consumed=page.consumed,
+            propensities=[each.propensity for each in placed],
+            pool_sizes=[len(each.pool) for each in placed],
+            pool=[index for each in placed for index in each.pool],
         )
 
     async def HydratePosts(
@@ -117,7 +130,10 @@ def server(settings: Settings, stores: Connections) -> GrpcServer:
     """The hydrator service, to be entered."""
     hydration = Hydration(stores.posts(), stores.users(), stores.media())
     servicer = HydratorService(
-        hydration, settings.discovery_share_min, settings.discovery_share_max
+        hydration,
+        settings.discovery_share_min,
+        settings.discovery_share_max,
+        Exploration(settings.epsilon, settings.epsilon_pool, random.Random(settings.random_seed)),
     )
     name = DESCRIPTOR.services_by_name["HydratorService"].full_name
     return GrpcServer(

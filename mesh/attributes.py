@@ -142,6 +142,7 @@ ATTRIBUTES = (
         "feed.features.view", "string", "POST to the feature server", "the feature view asked for"
     ),
     Attribute("feed.features.pushed", "int", "push features", "users and posts of the batch"),
+    Attribute("feed.explored", "int", "HydrateFeed", "posts moved up by chance"),
     Attribute("feed.page.posts", "int", "HydrateFeed, HydratePosts", "posts hydrated"),
     Attribute(
         "feed.page.missing", "int", "HydrateFeed, HydratePosts", "posts that are gone, passed over"

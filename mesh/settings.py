@@ -133,6 +133,15 @@ class Settings(BaseSettings):
     recall_sample: float = Field(
         0.01, description="Share of discovery searches repeated exactly to measure recall."
     )
+    epsilon: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Chance that a place of the feed goes to a post drawn at random; 0 for none.",
+    )
+    epsilon_pool: int = Field(
+        10, ge=1, description="Best posts among which such a place's is drawn, all alike."
+    )
     random_seed: int | None = Field(None, description="Fixes exploration's choices; for tests.")
 
     # -- telemetry ----------------------------------------------------------------------------

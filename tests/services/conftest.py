@@ -32,6 +32,7 @@ def settings(
         vectors_url=f"edge://{vectors_target.removeprefix('unix:')}",
         public_url="http://feed.test",
         random_seed=7,
+        epsilon=0,
         recall_sample=0,
         shutdown_grace_s=0.1,
     )

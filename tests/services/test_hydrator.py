@@ -119,6 +119,8 @@ async def test_a_feed_is_ordered_as_a_whole_and_shown_a_page_of(
     answer = await call(stub.HydrateFeed, feed_of(posts), timeout=5)
     assert list(answer.order) == list(range(30))
     assert list(answer.placements) == [h.PLACEMENT_BY_SCORE] * 30
+    assert list(answer.propensities) == [1.0] * 30
+    assert (list(answer.pool_sizes), list(answer.pool)) == ([0] * 30, [])
     assert ids(answer.posts) == [post.post_id for post in posts[:20]]
     assert answer.consumed == 20
 
@@ -131,6 +133,23 @@ async def test_an_author_is_spread_out(
     answer = await call(stub.HydrateFeed, feed_of([*one, *others], 4), timeout=5)
     assert list(answer.order) == [0, 3, 1, 4, 2, 5]
     assert answer.placements[2] == h.PLACEMENT_AUTHOR_SPREAD
+
+
+async def test_chance_has_a_say_and_tells_how_much(serve: Serve, stores: Connections) -> None:
+    posts = await published(stores, fresh_ids(30), 30)
+    async with serve(server, epsilon=0.5, epsilon_pool=4) as channel:
+        answer = await call(HydratorServiceStub(channel).HydrateFeed, feed_of(posts), timeout=5)
+    assert sorted(answer.order) == list(range(30))
+    assert set(answer.placements) == {h.PLACEMENT_BY_SCORE, h.PLACEMENT_EXPLORATION}
+    pools = iter(answer.pool)
+    for index, placement, propensity, size in zip(
+        answer.order, answer.placements, answer.propensities, answer.pool_sizes, strict=True
+    ):
+        pool = [next(pools) for _ in range(size)]
+        assert index in pool
+        assert (placement == h.PLACEMENT_EXPLORATION) == (index != pool[0])
+        assert propensity == pytest.approx(0.5 / size + (0.5 if index == pool[0] else 0))
+    assert next(pools, None) is None
 
 
 async def test_deleted_posts_are_replaced_by_the_next(
