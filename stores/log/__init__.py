@@ -1,0 +1,1 @@
+"""What was served, shown and liked, kept for training."""
