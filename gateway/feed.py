@@ -30,7 +30,9 @@ FILTER = Stage("filter", 0.10, steps.judge, stand_ins.judge_by_safety)
 RANKER = Stage("ranker", 0.20, steps.rank, stand_ins.rank_by_retrieval)
 HYDRATOR = Stage("hydrator", 0.25, steps.hydrate, None)
 SNAPSHOTS = Stage("snapshots", 0.05, steps.save, stand_ins.not_saved)
-STAGES = (READER, SOCIAL, DISCOVERY, SEEN, FILTER, RANKER, HYDRATOR, SNAPSHOTS)
+# Beside the snapshots.
+SERVED = Stage("served", 0.05, steps.log_served, stand_ins.not_logged)
+STAGES = (READER, SOCIAL, DISCOVERY, SEEN, FILTER, RANKER, HYDRATOR, SNAPSHOTS, SERVED)
 
 
 async def make_feed(run: Run) -> FeedPage:
@@ -59,7 +61,9 @@ async def make_feed(run: Run) -> FeedPage:
         ranked=ranked,
         ordered=ordered,
     )
-    resumable = await SNAPSHOTS(run, snapshot)
+    resumable, _ = await asyncio.gather(
+        SNAPSHOTS(run, snapshot), SERVED(run, snapshot, chosen, ranked, ordered)
+    )
     return pages.first(run, snapshot, ordered, resumable)
 
 

@@ -1,24 +1,21 @@
 """POST /impressions: what was shown. The next feed knows it at once."""
 
-import logging
-
 from fastapi import APIRouter, Depends
 from feed.v1 import events_pb2
 
+from gateway.announcing import announce
 from gateway.auth import Me, require_json
-from gateway.backends import Backends, Here
+from gateway.backends import Here
 from gateway.problems import BadRequest, TooLarge, UnsupportedMediaType, responses
 from gateway.schemas import ImpressionBatch, ImpressionReceipt, ImpressionReport
 from mesh import telemetry
 from mesh.degrade import best_effort
-from mesh.errors import Unavailable
 from mesh.ids import now_ms
 from stores.events import codec
 from stores.events.port import Event, OutgoingRecord, Topic
 
 router = APIRouter(tags=["feed"])
 _TIMEOUT_S = 1.0
-_log = logging.getLogger(__name__)
 
 
 @router.post(
@@ -41,18 +38,9 @@ async def report_impressions(here: Here, me: Me, batch: ImpressionBatch) -> Impr
             degraded=[],
             timeout_s=_TIMEOUT_S,
         )
-        await _announce(here, [_record(me, item, authors, seen_at_ms) for item in shown])
+        await announce(here, [_record(me, item, authors, seen_at_ms) for item in shown])
     telemetry.annotate({"feed.impressions": len(shown)})
     return ImpressionReceipt(accepted=len(shown), ignored=len(batch.items) - len(shown))
-
-
-async def _announce(here: Backends, records: list[OutgoingRecord]) -> None:
-    """Into the event log; or into the outbox, so that nothing acknowledged is lost."""
-    try:
-        await here.events.publish(records)
-    except Unavailable as error:
-        _log.warning("impressions go by the outbox: %s", error)
-        await here.outbox.add(records)
 
 
 def _record(

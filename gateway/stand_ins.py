@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from feed.v1 import common_pb2, filter_pb2, ranker_pb2
+from feed.v1 import common_pb2, filter_pb2, hydrator_pb2, ranker_pb2
 
 from gateway.snapshots import Snapshot
 from gateway.stages import Run
@@ -73,6 +73,16 @@ def rank_by_retrieval(
         for rank, index in enumerate(indices):
             scores[index] = 1 / (1 + rank) - penalties[index]
     return ranker_pb2.RankCandidatesResponse(scores=scores, model_version=MODEL_VERSION)
+
+
+def not_logged(
+    run: Run,
+    snapshot: Snapshot,
+    kept: common_pb2.Candidates,
+    ranked: ranker_pb2.RankCandidatesResponse,
+    ordered: hydrator_pb2.HydrateFeedResponse,
+) -> None:
+    """No model learns from this feed."""
 
 
 def not_saved(run: Run, snapshot: Snapshot) -> bool:

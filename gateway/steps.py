@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from feed.v1 import candidate_pb2, common_pb2, filter_pb2, hydrator_pb2, ranker_pb2
 
-from gateway import wire
+from gateway import served, wire
+from gateway.announcing import announce
 from gateway.snapshots import KEPT, Snapshot
 from gateway.stages import Run
 from mesh import metrics, packing, telemetry
@@ -147,6 +148,17 @@ async def save(run: Run, snapshot: Snapshot) -> bool:
         snapshot.feed_id, snapshot.to_bytes(), run.here.settings.feed_ttl_s
     )
     return True
+
+
+async def log_served(
+    run: Run,
+    snapshot: Snapshot,
+    kept: common_pb2.Candidates,
+    ranked: ranker_pb2.RankCandidatesResponse,
+    ordered: hydrator_pb2.HydrateFeedResponse,
+) -> None:
+    """Tells the event log what is served and why."""
+    await announce(run.here, [served.record(snapshot, kept, ranked, ordered)])
 
 
 async def _candidates(

@@ -76,6 +76,12 @@ SPANS = (
         "check password, hash password", "INTERNAL", "gateway", "argon2id, in a thread"
     ),
     SpanKindOfOurs(
+        "append {kind}", "INTERNAL", "workers", "rows into the log of feeds, in a thread"
+    ),
+    SpanKindOfOurs(
+        "tidy log", "INTERNAL", "workers", "one file a closed day, and forgetting old days"
+    ),
+    SpanKindOfOurs(
         "purge impressions", "INTERNAL", "workers", "forgetting what is older than 48 hours"
     ),
     SpanKindOfOurs(
@@ -142,6 +148,10 @@ ATTRIBUTES = (
         "feed.features.view", "string", "POST to the feature server", "the feature view asked for"
     ),
     Attribute("feed.features.pushed", "int", "push features", "users and posts of the batch"),
+    Attribute("feed.log.kind", "string", "append {kind}", "served, impressions or engagements"),
+    Attribute("feed.log.rows", "int", "append {kind}", "rows of the batch"),
+    Attribute("feed.log.joined", "int", "tidy log", "files of closed days that became one a day"),
+    Attribute("feed.log.forgotten", "int", "tidy log", "days that were too old"),
     Attribute("feed.explored", "int", "HydrateFeed", "posts moved up by chance"),
     Attribute("feed.page.posts", "int", "HydrateFeed, HydratePosts", "posts hydrated"),
     Attribute(

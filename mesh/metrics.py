@@ -93,6 +93,11 @@ FEATURES_PUSHED = Counter(
     " `outcome`: ok, refused (they come again, after the others).",
     ["outcome"],
 )
+LOG_ROWS = Counter(
+    "feed_log_rows",
+    "Rows written to the log of feeds, repeats included. `kind`: served, impressions, engagements.",
+    ["kind"],
+)
 FANOUT_MAILBOXES = Counter("fanout_mailboxes", "Mailboxes that posts were pushed to.")
 SPANS_EXPORTED = Counter(
     "trace_spans_exported",

@@ -59,6 +59,17 @@ class Settings(BaseSettings):
             "or ?presigned_s= unless the bucket is public, and ?upload_url=."
         ),
     )
+    log_url: str = Field(
+        "file://{data}/log",
+        description="Log of feeds, shown posts and likes, which models are trained on: a folder of"
+        " Parquet files.",
+    )
+    log_gather_s: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds that the log worker gathers events for, so that files are few.",
+    )
+    log_days: int = Field(90, ge=1, description="Days that the log of feeds is kept.")
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
     model_url: str = Field(
         "heuristic://",

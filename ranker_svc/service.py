@@ -16,7 +16,7 @@ from mesh.ids import now_ms
 from mesh.packing import unpack
 from mesh.server import GrpcServer
 from mesh.settings import Settings
-from ranker_svc.features import COLUMN, Features, Subject, build, fetch
+from ranker_svc.features import CATEGORICAL, COLUMN, DENSE, Features, Subject, build, fetch
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.scorers.port import Scorer
@@ -71,6 +71,10 @@ class RankerService(RankerServiceServicer):
             degraded=degraded,
             topic_similarities=features.dense[:, COLUMN["topic_similarity"]].tolist(),
             author_affinities=features.dense[:, COLUMN["affinity"]].tolist(),
+            dense_names=DENSE,
+            dense=features.dense.astype("<f4", copy=False).tobytes(),
+            id_names=CATEGORICAL,
+            ids=features.ids.astype("<i8", copy=False).tobytes(),
         )
 
     async def _score(self, features: Features, degraded: list[str]) -> tuple[Scores, str]:

@@ -18,6 +18,7 @@ from stores.features.port import FeaturePusher, FeatureStore
 from stores.graph.port import GraphStore
 from stores.impressions.port import ImpressionStore, RecentSeen
 from stores.leases.port import Leases
+from stores.log.port import FeedLog
 from stores.mailboxes.port import MailboxStore
 from stores.media.port import MediaStore, UploadStore
 from stores.outbox.port import Outbox
@@ -148,6 +149,12 @@ class Connections:
         from stores.media.folder import FolderMediaStore
 
         return FolderMediaStore(self._path("media_url"), self._settings.public_url)
+
+    def feed_log(self) -> FeedLog:
+        from stores.log.parquet import ParquetLog
+
+        self._expect("log_url", "file")
+        return ParquetLog(self._path("log_url"))
 
     def uploads(self) -> UploadStore | None:
         """None where media go through the gateway only."""

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from feed.v1.events_pb2 import EngagementEvent, GraphEvent, ImpressionEvent, PostEvent
+from feed.v1.events_pb2 import (
+    EngagementEvent,
+    GraphEvent,
+    ImpressionEvent,
+    PostEvent,
+    ServedFeedEvent,
+)
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation as untraced
 from opentelemetry.trace import Link, SpanKind
@@ -29,12 +35,13 @@ from stores.events.spans import messaging
 
 _log = logging.getLogger(__name__)
 
-FeedEvent = PostEvent | GraphEvent | EngagementEvent | ImpressionEvent
+FeedEvent = PostEvent | GraphEvent | EngagementEvent | ImpressionEvent | ServedFeedEvent
 _MESSAGES: Mapping[str, type[FeedEvent]] = {
     Topic.POSTS: PostEvent,
     Topic.GRAPH: GraphEvent,
     Topic.ENGAGEMENTS: EngagementEvent,
     Topic.IMPRESSIONS: ImpressionEvent,
+    Topic.SERVED: ServedFeedEvent,
 }
 # A backend that is away is nobody's fault but its own: its group waits instead of failing.
 AWAY = (Unavailable, DeadlineExceeded)
@@ -131,11 +138,14 @@ class Consumer:
     Args:
         worker: What to do.
         events: Where records come from.
+        gather_s: Seconds that records may wait for others to be handled with, unless there are
+            `max_records` before.
     """
 
-    def __init__(self, worker: Worker, events: EventLog) -> None:
+    def __init__(self, worker: Worker, events: EventLog, gather_s: float = 0.0) -> None:
         self._worker = worker
         self._events = events
+        self._gather_s = gather_s
         self._pause = Pause(f"consumer {worker.group}")
         for topic in worker.topics:
             # Of a series that begins with the first dead record, that one is no increase.
@@ -174,13 +184,23 @@ class Consumer:
     async def _step(self, subscription: Subscription) -> None:
         # Polling is no work of anybody's: its spans would bury those that are.
         with untraced():
-            records = await subscription.read(self._worker.max_records, _WAIT_S)
+            records = await self._gather(subscription)
         if records:
             async with subscription.holding():
                 await self._handle_all(records)
                 with untraced():
                     await self._insist(partial(subscription.commit, records))
         self._pause.end()
+
+    async def _gather(self, subscription: Subscription) -> list[Record]:
+        most, now = self._worker.max_records, asyncio.get_running_loop().time
+        records = await subscription.read(most, _WAIT_S)
+        until = now() + self._gather_s
+        while records and len(records) < most and now() < until:
+            stop_if_cancelled()
+            wait_s = min(until - now(), _WAIT_S)
+            records += await subscription.read(most - len(records), wait_s)
+        return records
 
     async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Tries until the event log is there to answer: a new subscription would bring repeats."""
@@ -344,4 +364,6 @@ def origin(headers: Sequence[Mapping[str, str]]) -> tuple[Context, list[Link]]:
 
 def occurred_at_ms(event: FeedEvent) -> int:
     """When what the event tells of happened, in milliseconds since the epoch."""
+    if isinstance(event, ServedFeedEvent):
+        return event.served_at_ms
     return event.seen_at_ms if isinstance(event, ImpressionEvent) else event.occurred_at_ms

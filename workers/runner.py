@@ -15,6 +15,7 @@ from workers.feature_push import FeaturePush
 from workers.features import Features
 from workers.housekeeping import forget_forever
 from workers.impressions import Impressions
+from workers.log import Log
 from workers.media import MediaCleaner
 from workers.relay import KEYS_KEPT, Relay
 
@@ -28,8 +29,8 @@ async def run_workers(settings: Settings, stores: Connections, names: Sequence[s
     works at a time.
 
     Args:
-        settings: FEED_PUSH_LIMIT, FEED_INTEREST_HALF_LIFE_DAYS, FEED_EXPLORATION_VIEWERS and the
-            stores' URLs are read.
+        settings: FEED_PUSH_LIMIT, FEED_INTEREST_HALF_LIFE_DAYS, FEED_EXPLORATION_VIEWERS,
+            FEED_LOG_GATHER_S, FEED_LOG_DAYS and the stores' URLs are read.
         stores: Where the workers read and write.
         names: Of `NAMES`; empty for all.
 
@@ -98,8 +99,13 @@ def _media(settings: Settings, stores: Connections) -> list[_Job]:
     return [cleaner.run()]
 
 
-def _consume(worker: Worker, stores: Connections) -> _Job:
-    return Consumer(worker, stores.events()).run()
+def _log(settings: Settings, stores: Connections) -> list[_Job]:
+    worker = Log(stores.feed_log(), stores.leases(), settings.log_days)
+    return [_consume(worker, stores, settings.log_gather_s), worker.tidy_forever()]
+
+
+def _consume(worker: Worker, stores: Connections, gather_s: float = 0.0) -> _Job:
+    return Consumer(worker, stores.events(), gather_s).run()
 
 
 _JOBS: dict[str, Callable[[Settings, Connections], list[_Job]]] = {
@@ -110,5 +116,6 @@ _JOBS: dict[str, Callable[[Settings, Connections], list[_Job]]] = {
     "feature_push": _feature_push,
     "impressions": _impressions,
     "media": _media,
+    "log": _log,
 }
 NAMES = tuple(_JOBS)

@@ -43,6 +43,8 @@ SHAPES: Mapping[str, TopicShape] = {
     Topic.ENGAGEMENTS: TopicShape(8, 7),
     # Each partition is a consuming segment of Pinot's, which keeps impressions for two days itself.
     Topic.IMPRESSIONS: TopicShape(4, 3),
+    # Some 30 KB each; the log of feeds keeps them.
+    Topic.SERVED: TopicShape(8, 3),
     **{f"{topic}{DEAD}": TopicShape(1, 30) for topic in Topic},
 }
 

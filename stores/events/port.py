@@ -16,6 +16,7 @@ class Topic(StrEnum):
     GRAPH = "feed.graph.v1"
     ENGAGEMENTS = "feed.engagements.v1"
     IMPRESSIONS = "feed.impressions.v1"
+    SERVED = "feed.served.v1"
 
 
 @dataclass(frozen=True, slots=True)

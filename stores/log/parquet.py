@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from mesh import telemetry
 from mesh.errors import Unavailable
-from stores.log.schemas import KEY, SCHEMAS, TIME, Kind
+from stores.log.port import Kind
+from stores.log.schemas import KEY, SCHEMAS, TIME
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    # Only workers and training load it.
+    import pyarrow as pa
 
-from stores.log.schemas import Kind
+
+class Kind(StrEnum):
+    """What a row tells of."""
+
+    SERVED = "served"
+    IMPRESSIONS = "impressions"
+    ENGAGEMENTS = "engagements"
 
 
 class FeedLog(Protocol):
@@ -15,10 +24,11 @@ class FeedLog(Protocol):
     Raises `mesh.errors.Unavailable` when it cannot be reached.
     """
 
-    async def append(self, kind: Kind, rows: pa.Table) -> None:
+    async def append(self, kind: Kind, rows: "pa.Table") -> None:
         """Adds rows; durable, and all there, when it returns.
 
-        All rows of one event come in one call. Raises `ValueError` when they are not of `SCHEMAS`.
+        All rows of one event come in one call. Raises `ValueError` when they have other columns
+        than `stores.log.schemas` says.
         """
         ...
 
@@ -43,7 +53,7 @@ class FeedLog(Protocol):
         first: date | None = None,
         last: date | None = None,
         columns: Sequence[str] | None = None,
-    ) -> pa.Table:
+    ) -> "pa.Table":
         """Rows of the days from `first` to `last`, each once. Blocks: for jobs, not for services.
 
         Args:

@@ -1,9 +1,10 @@
 """What the log of feeds has in its rows. Readers rely on these names and types."""
 
 from collections.abc import Mapping
-from enum import StrEnum
 
 import pyarrow as pa
+
+from stores.log.port import Kind
 
 # The numbers that the ranker knew of a post, as its model was given them (ranker_svc.features).
 DENSE = (
@@ -21,14 +22,6 @@ DENSE = (
     "source_popular",
     "source_exploration",
 )
-
-
-class Kind(StrEnum):
-    """What a row tells of."""
-
-    SERVED = "served"
-    IMPRESSIONS = "impressions"
-    ENGAGEMENTS = "engagements"
 
 
 _TIME = pa.timestamp("ms", tz="UTC")

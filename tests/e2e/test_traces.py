@@ -48,6 +48,10 @@ gateway SERVER GET /feed
       filter_svc SERVER feed.v1.FilterService/ListSeen
         filter_svc redis
         filter_svc sqlite
+  gateway INTERNAL stage served
+    gateway PRODUCER send feed.served.v1
+      workers CONSUMER process feed.served.v1
+        workers INTERNAL append served
   gateway INTERNAL stage snapshots
     gateway redis
   gateway INTERNAL stage social

@@ -21,8 +21,8 @@ from mesh.errors import Unavailable
 from ranker_svc import features
 from stores.log import schemas
 from stores.log.parquet import ParquetLog
-from stores.log.port import FeedLog
-from stores.log.schemas import SCHEMAS, Kind
+from stores.log.port import FeedLog, Kind
+from stores.log.schemas import SCHEMAS
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 TODAY = NOON.date()
@@ -204,7 +204,7 @@ _APPEND_FOREVER = """
 import asyncio, sys
 from pathlib import Path
 from stores.log.parquet import ParquetLog
-from stores.log.schemas import Kind
+from stores.log.port import Kind
 from tests.stores.test_log import served
 
 async def main():
@@ -252,4 +252,4 @@ def test_each_event_is_read_once_however_it_came(batches: list[list[str]]) -> No
 
 
 def test_the_log_has_what_the_ranker_knows() -> None:
-    assert schemas.DENSE == features.FEATURES
+    assert schemas.DENSE == features.DENSE

@@ -44,6 +44,7 @@ async def backstage(
         embedder_url=f"onnx://{tmp_path_factory.getbasetemp()}/models",
         push_limit=1_000,
         exploration_viewers=3,
+        log_gather_s=0,
     )
     async with Connections(settings) as stores:
         yield Backstage(settings, stores)
