@@ -91,6 +91,7 @@ async def test_polling_makes_no_spans(backstage: Backstage, spans: InMemorySpanE
         "purge impressions",
         "purge idempotency keys",
         "clean up media",
+        "tidy log",
     }
 
 
