@@ -61,6 +61,11 @@ gateway SERVER GET /feed
         candidate_svc sqlite
   gateway redis"""
 
+LOGGED = """\
+      workers CONSUMER process feed.served.v1
+        workers INTERNAL append served
+"""
+
 
 @pytest.fixture(scope="module")
 async def mesh() -> AsyncIterator[Mesh]:
@@ -314,7 +319,9 @@ async def test_fifty_feeds_at_once_are_fifty_whole_trees(mesh: Mesh, reader: Per
     assert len({page["trace_id"] for page in pages}) == 50
 
     def same_tree(spans: Sequence[Span]) -> bool:
-        return outline(spans, errors=False) == feed_tree(spans)
+        # What the log worker does for several feeds at once is a trace of its own.
+        here = [each for each in spans if each.resource["service.name"] != "workers"]
+        return outline(here, errors=False) == feed_tree(here).replace(LOGGED, "")
 
     complete = 0
     for page in pages:
