@@ -36,6 +36,8 @@ BLOCK_MS = 500
 # Records that every group has committed are kept for so long, for whoever looks into the log, and
 # for a group that is only just being started for the first time.
 KEEP_S = 3_600
+# An hour of served feeds, 30 KB each, would fill the memory; the log of feeds has them.
+_KEEP_SHORTER_S = {Topic.SERVED: 60}
 TRIM_EVERY_S = 10.0
 _FROM_START = "0"
 
@@ -117,8 +119,8 @@ class RedisEventLog:
 
     Args:
         client: Gives up to a connection a topic to each subscription while that waits.
-        keep_s: Seconds for which committed records are kept. A group that nobody reads any more
-            keeps its records until `XGROUP DESTROY`.
+        keep_s: Seconds for which committed records are kept, served feeds for 60 at most. A group
+            that nobody reads any more keeps its records until `XGROUP DESTROY`.
     """
 
     system = "redis"
@@ -318,7 +320,8 @@ class RedisSubscription:
     async def _trim(self) -> None:
         for reading in self._readings:
             with redis_errors():
-                await run_script(self._client, _TRIM, [reading.stream], self._keep_s)
+                keep_s = min(self._keep_s, _KEEP_SHORTER_S.get(reading.topic, self._keep_s))
+                await run_script(self._client, _TRIM, [reading.stream], keep_s)
 
     async def _renew_forever(self) -> None:
         # The leases belong to no request, whichever one it was that subscribed.

@@ -399,6 +399,25 @@ async def test_redis_trimming_takes_only_what_every_group_has_committed(
     assert await empty_redis.xlen("events:{feed.posts.v1}") == 1
 
 
+async def test_redis_keeps_served_feeds_for_a_minute_only(empty_redis: Redis) -> None:
+    log = RedisEventLog(empty_redis)
+    topics = [POSTS, Topic.SERVED]
+    two_minutes_ago = int(time.time() * 1000) - 120_000
+    for topic in topics:
+        for number in range(2):
+            await empty_redis.xadd(
+                f"events:{{{topic}}}",
+                {"key": "1", "value": "{}", "headers": "{}"},
+                id=f"{two_minutes_ago}-{number}",
+            )
+    subscription = await log.subscribe("readers", topics)
+    await subscription.commit(await read_all(subscription, 4))
+    await subscription.close()
+    left = [await empty_redis.xlen(f"events:{{{topic}}}") for topic in topics]
+    # The last one of a stream always stays.
+    assert left == [2, 1]
+
+
 async def test_redis_keeps_committed_records_for_a_group_that_starts_late(
     empty_redis: Redis,
 ) -> None:
