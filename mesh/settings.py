@@ -70,6 +70,10 @@ class Settings(BaseSettings):
         description="Seconds that the log worker gathers events for, so that files are few.",
     )
     log_days: int = Field(90, ge=1, description="Days that the log of feeds is kept.")
+    registry_url: str = Field(
+        "file://{data}/registry",
+        description="Model registry: a folder of trained models, and which of them serves.",
+    )
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
     model_url: str = Field(
         "heuristic://",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from stores.features.feast_client import FeastClient
     from stores.media.s3 import S3MediaStore
+    from stores.registry.folder import FolderRegistry
     from stores.sql.database import Database
 
 
@@ -155,6 +156,12 @@ class Connections:
 
         self._expect("log_url", "file")
         return ParquetLog(self._path("log_url"))
+
+    def registry(self) -> "FolderRegistry":
+        from stores.registry.folder import FolderRegistry
+
+        self._expect("registry_url", "file")
+        return FolderRegistry(self._path("registry_url"))
 
     def uploads(self) -> UploadStore | None:
         """None where media go through the gateway only."""

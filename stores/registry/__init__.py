@@ -1,0 +1,1 @@
+"""Models that were trained, and which of them serves."""
