@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ bench: setup ## Measures feeds on a running installation (make run), and the can
 
 bench-tracing: setup ## Measures what tracing costs a feed: off, at 1 % and at 100 %, in one run
 	@$(BIN)/python -m bench.tracing
+
+bench-ranker: setup ## Measures ranking 150 candidates, part by part; ARGS=--triton also by a real Triton
+	@$(BIN)/python -m bench.ranker $(ARGS)
 
 bench-served: setup ## Measures what telling the event log of a feed costs it
 	@$(BIN)/python -m bench.served

@@ -145,6 +145,9 @@ ATTRIBUTES = (
     Attribute("feed.features.hits", "int", "RankCandidates", "posts whose features were known"),
     Attribute("feed.features.misses", "int", "RankCandidates", "posts with none"),
     Attribute(
+        "feed.features.recent", "int", "RankCandidates", "posts looked up a moment before"
+    ),
+    Attribute(
         "feed.features.view", "string", "POST to the feature server", "the feature view asked for"
     ),
     Attribute("feed.features.pushed", "int", "push features", "users and posts of the batch"),

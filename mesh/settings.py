@@ -142,6 +142,12 @@ class Settings(BaseSettings):
     )
     exploration_viewers: int = Field(20, description="Viewers at which a post counts as proven.")
     seen_hours: int = Field(24, description="Hours for which a seen post stays away.")
+    post_features_s: float = Field(
+        2.0,
+        ge=0,
+        description="Seconds for which the ranker goes on with a post's features that it has looked"
+        " up; 0 looks up all for each feed.",
+    )
     push_limit: int = Field(10_000, description="Followers above which an author is pulled.")
     max_following: int = Field(7_500, description="Authors one user may follow.")
     interest_half_life_days: float = Field(7.0, description="Half-life of a like in the taste.")

@@ -20,6 +20,7 @@ from mesh import deadlines
 from mesh.degrade import best_effort
 from mesh.ids import created_ms
 from mesh.packing import Vector
+from ranker_svc.recent_posts import RecentPosts
 from stores.features.port import FeatureStore, PostFeatures
 
 # The columns of numbers, as they are: a model that wants them otherwise does that itself.
@@ -108,17 +109,23 @@ class Known:
 
     posts: Sequence[PostFeatures | None]
     affinities: Sequence[float]
+    # How many of the posts were looked up a moment ago, by another request perhaps.
+    recent: int = 0
 
 
-async def fetch(store: FeatureStore, subject: Subject, degraded: list[str]) -> Known:
+async def fetch(
+    store: FeatureStore, recent_posts: RecentPosts, subject: Subject, degraded: list[str]
+) -> Known:
     """Post features and affinities; null values, and "features" in `degraded`, when away."""
     count = len(subject.post_ids)
     # The other half of what is left is the model's.
     timeout_s = deadlines.remaining(_TIMEOUT_S) / 2
-    nothing: list[PostFeatures | None] = [None] * count
-    posts, affinities = await asyncio.gather(
+    recent = recent_posts.of(subject.post_ids)
+    missing = [post_id for post_id in subject.post_ids if post_id not in recent]
+    nothing: list[PostFeatures | None] = [None] * len(missing)
+    looked_up, affinities = await asyncio.gather(
         best_effort(
-            store.posts(subject.post_ids),
+            store.posts(missing),
             nothing,
             backend="features",
             degraded=degraded,
@@ -132,7 +139,10 @@ async def fetch(store: FeatureStore, subject: Subject, degraded: list[str]) -> K
             timeout_s=timeout_s,
         ),
     )
-    return Known(posts, affinities)
+    recent_posts.keep(missing, looked_up)
+    found = recent | dict(zip(missing, looked_up, strict=True))
+    posts = [found[post_id] for post_id in subject.post_ids]
+    return Known(posts, affinities, len(recent))
 
 
 def build(subject: Subject, known: Known, now_ms: int) -> Features:

@@ -17,6 +17,7 @@ from mesh.packing import unpack
 from mesh.server import GrpcServer
 from mesh.settings import Settings
 from ranker_svc.features import CATEGORICAL, COLUMN, DENSE, Features, Subject, build, fetch
+from ranker_svc.recent_posts import RecentPosts
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.scorers.port import Scorer
@@ -36,11 +37,13 @@ class RankerService(RankerServiceServicer):
 
     Args:
         features: What is known of readers and posts.
+        recent_posts: What was looked up a moment ago.
         scorer: The model; the heuristic takes its place when it fails or is late.
     """
 
-    def __init__(self, features: FeatureStore, scorer: Scorer) -> None:
+    def __init__(self, features: FeatureStore, recent_posts: RecentPosts, scorer: Scorer) -> None:
         self._features = features
+        self._recent_posts = recent_posts
         self._scorer = scorer
 
     async def RankCandidates(
@@ -49,7 +52,7 @@ class RankerService(RankerServiceServicer):
         """A score for every candidate."""
         subject = _subject(request)
         degraded: list[str] = []
-        known = await fetch(self._features, subject, degraded)
+        known = await fetch(self._features, self._recent_posts, subject, degraded)
         hits = sum(post is not None for post in known.posts)
         features = build(subject, known, now_ms())
         with telemetry.span("score candidates"):
@@ -63,6 +66,7 @@ class RankerService(RankerServiceServicer):
                 "feed.candidates.ranked": len(subject.post_ids),
                 "feed.features.hits": hits,
                 "feed.features.misses": len(subject.post_ids) - hits,
+                "feed.features.recent": known.recent,
             }
         )
         return RankCandidatesResponse(
@@ -138,7 +142,8 @@ async def server(settings: Settings, stores: Connections) -> AsyncIterator[GrpcS
     Raises `ValueError` when FEED_MODEL_URL is wrong or its model does not load.
     """
     async with open_scorer(settings.url(settings.model_url)) as scorer:
-        servicer = RankerService(stores.features(), scorer)
+        recent_posts = RecentPosts(settings.post_features_s)
+        servicer = RankerService(stores.features(), recent_posts, scorer)
         name = DESCRIPTOR.services_by_name["RankerService"].full_name
         async with GrpcServer(
             "ranker_svc",

@@ -18,6 +18,7 @@ from mesh.channels import call
 from mesh.errors import InvalidArgument
 from mesh.packing import DIMENSIONS, Vector, pack
 from ranker_svc.features import Features
+from ranker_svc.recent_posts import RecentPosts
 from ranker_svc.service import RankerService, server
 from stores.connect import Connections
 from tests.fixtures.sql import fresh_id, fresh_ids
@@ -174,7 +175,7 @@ class StuckScorer:
 
 
 async def test_a_model_that_is_late_is_replaced_before_the_deadline(stores: Connections) -> None:
-    service = RankerService(stores.features(), StuckScorer())
+    service = RankerService(stores.features(), RecentPosts(0), StuckScorer())
     with deadlines.within(0.2):
         async with asyncio.timeout(0.2):
             answer = await service.RankCandidates(request_for(fresh_ids(2), fresh_ids(2)), None)
