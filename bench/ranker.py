@@ -30,13 +30,13 @@ from mesh.packing import DIMENSIONS, Vector, pack
 from mesh.settings import Settings
 from ranker_svc.features import Subject, build, fetch
 from ranker_svc.recent_posts import RecentPosts
-from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.service import server
 from stack.triton import heuristic
 from stack.triton.install import install
 from stack.triton.server import MODEL, Triton
 from stores.connect import Connections
 from stores.features.port import FeatureStore
+from tests.fixtures.scorers import open_scorer
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
 

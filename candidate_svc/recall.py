@@ -1,17 +1,14 @@
 """Measuring recall beside the requests: some searches are repeated exactly."""
 
 import asyncio
-import contextvars
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Link
-
 from mesh import metrics, telemetry
+from mesh.beside import Beside
 from mesh.packing import Vector
 from stores.vectors.port import Hit, VectorStore
 
@@ -41,10 +38,7 @@ class Search:
 
 
 class RecallProbe:
-    """Repeats a share of searches exactly, in the background; an async context manager.
-
-    Each repetition has a trace of its own, linked to the request's: it neither delays the response
-    nor is it cut off by the request's deadline. Leaving the context ends those that run.
+    """Repeats a share of searches exactly, beside the requests; an async context manager.
 
     Args:
         vectors: Where to search.
@@ -56,9 +50,10 @@ class RecallProbe:
         self._vectors = vectors
         self._share = share
         self._chance = chance
-        self._running: set[asyncio.Task[None]] = set()
+        self._beside = Beside("measure recall", _MAX_RUNNING)
 
     async def __aenter__(self) -> Self:
+        await self._beside.__aenter__()
         return self
 
     async def __aexit__(
@@ -67,41 +62,18 @@ class RecallProbe:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._beside.__aexit__(kind, error, traceback)
 
     def sample(self, search: Search, found: Sequence[Hit]) -> None:
         """Perhaps begins to measure how much of the exact answer was found."""
-        if self._chance.random() >= self._share or len(self._running) >= _MAX_RUNNING:
-            return
-        measuring = self._measure(
-            search,
-            {hit.post_id for hit in found},
-            service=telemetry.service(),
-            links=telemetry.link_to(telemetry.inject()),
-        )
-        # An empty context: neither the request's span nor its deadline reach the task.
-        task = asyncio.get_running_loop().create_task(measuring, context=contextvars.Context())
-        self._running.add(task)
-        task.add_done_callback(self._done)
+        if self._chance.random() < self._share:
+            post_ids = {hit.post_id for hit in found}
+            self._beside.begin(lambda: self._measure(search, post_ids))
 
-    async def _measure(
-        self, search: Search, found: set[int], service: str, links: list[Link]
-    ) -> None:
-        with (
-            telemetry.as_service(service),
-            telemetry.span("measure recall", context=Context(), links=links) as span,
-        ):
-            async with asyncio.timeout(_TIMEOUT_S):
-                exact = {hit.post_id for hit in await search.run(self._vectors, exact=True)}
-            if exact:
-                recall = len(exact & found) / len(exact)
-                metrics.observe(metrics.RETRIEVAL_RECALL, recall)
-                span.set_attribute("feed.retrieval.recall", recall)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            # Asked for, so that asyncio does not report it; the span has it already.
-            task.exception()
+    async def _measure(self, search: Search, found: set[int]) -> None:
+        async with asyncio.timeout(_TIMEOUT_S):
+            exact = {hit.post_id for hit in await search.run(self._vectors, exact=True)}
+        if exact:
+            recall = len(exact & found) / len(exact)
+            metrics.observe(metrics.RETRIEVAL_RECALL, recall)
+            telemetry.annotate({"feed.retrieval.recall": recall})

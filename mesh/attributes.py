@@ -58,6 +58,10 @@ SPANS = (
     ),
     SpanKindOfOurs("score candidates", "INTERNAL", "ranker_svc", "the ranking model"),
     SpanKindOfOurs(
+        "score shadow", "INTERNAL", "ranker_svc", "a sampled request scored by the shadow model "
+        "after the response: a trace of its own, linked to the request"
+    ),
+    SpanKindOfOurs(
         "measure recall", "INTERNAL", "candidate_svc", "a sampled search repeated exactly after "
         "the response: a trace of its own, linked to the request"
     ),
@@ -103,7 +107,16 @@ ATTRIBUTES = (
     Attribute("feed.is_degraded", "boolean", _FEED, "whether anything was; for tail sampling"),
     Attribute(
         "feed.model.version", "string", f"{_FEED}, {_STAGE} ranker, RankCandidates, "
-        "score candidates", "which model's scores these are"
+        "score candidates, score shadow", "which model's scores these are"
+    ),
+    Attribute("feed.shadow.version", "string", "score shadow", "the model beside it"),
+    Attribute(
+        "feed.shadow.difference", "double", "score shadow",
+        "mean distance of its scores from those that counted, 0 to 1"
+    ),
+    Attribute(
+        "feed.shadow.overlap", "double", "score shadow",
+        "share of the best 20 that are its best 20, too"
     ),
     Attribute("feed.identity.hit", "boolean", "REST requests", "the token's user was known lately"),
     Attribute("feed.impressions", "int", "POST /impressions", "impressions taken"),

@@ -93,6 +93,28 @@ FEATURES_PUSHED = Counter(
     " `outcome`: ok, refused (they come again, after the others).",
     ["outcome"],
 )
+MODEL_LOADS = Counter(
+    "model_loads",
+    "Changes of the model registry that the ranker followed. `outcome`: ok, failed (it goes on with"
+    " the models before).",
+    ["outcome"],
+)
+SHADOW_SCORED = Counter(
+    "shadow_scored",
+    "Requests that the shadow model was to score, too. `outcome`: ok, failed, skipped (too many at"
+    " a time).",
+    ["outcome"],
+)
+SHADOW_DIFFERENCE = Histogram(
+    "shadow_difference",
+    "Mean distance of the shadow's scores from those that counted, 0 to 1, of one request.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+)
+SHADOW_OVERLAP = Histogram(
+    "shadow_overlap",
+    "Share of the best 20 by the scores that counted that are the shadow's best 20, too.",
+    buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+)
 LOG_ROWS = Counter(
     "feed_log_rows",
     "Rows written to the log of feeds, repeats included. `kind`: served, impressions, engagements.",

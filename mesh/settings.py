@@ -76,10 +76,11 @@ class Settings(BaseSettings):
     )
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
     model_url: str = Field(
-        "heuristic://",
+        "onnx://",
         description=(
-            "Ranking model: heuristic://, random://?seed=1, onnx://FILE, triton://HOST:PORT/MODEL "
-            "(with ?version=NUMBER for one version of it)."
+            "Ranking model: onnx:// is the version that the registry has promoted, or the heuristic"
+            " while there is none; triton://HOST:PORT/MODEL the same from Triton. Always the same:"
+            " heuristic://, random://?seed=1, onnx://FILE, triton://...?version=NUMBER."
         ),
     )
     candidate_address: str = Field("127.0.0.1:50051", description="gRPC target of candidate_svc.")

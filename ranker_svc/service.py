@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 
 import numpy as np
 from feed.v1.ranker_pb2 import DESCRIPTOR, RankCandidatesRequest, RankCandidatesResponse
@@ -16,11 +17,13 @@ from mesh.ids import now_ms
 from mesh.packing import unpack
 from mesh.server import GrpcServer
 from mesh.settings import Settings
+from ranker_svc import shadow
 from ranker_svc.features import CATEGORICAL, COLUMN, DENSE, Features, Subject, build, fetch
 from ranker_svc.recent_posts import RecentPosts
 from ranker_svc.scorers import heuristic
-from ranker_svc.scorers.connect import open_scorer
-from ranker_svc.scorers.port import Scorer
+from ranker_svc.scorers.connect import open_lineup
+from ranker_svc.scorers.port import CurrentLineup, Lineup, Scorer
+from ranker_svc.shadow import Shadowing
 from stores.connect import Connections
 from stores.features.port import FeatureStore
 
@@ -38,13 +41,21 @@ class RankerService(RankerServiceServicer):
     Args:
         features: What is known of readers and posts.
         recent_posts: What was looked up a moment ago.
-        scorer: The model; the heuristic takes its place when it fails or is late.
+        current: The models; the heuristic takes their place when they fail or are late.
+        shadowing: Where the line-up's shadow scores, too.
     """
 
-    def __init__(self, features: FeatureStore, recent_posts: RecentPosts, scorer: Scorer) -> None:
+    def __init__(
+        self,
+        features: FeatureStore,
+        recent_posts: RecentPosts,
+        current: CurrentLineup,
+        shadowing: Shadowing,
+    ) -> None:
         self._features = features
         self._recent_posts = recent_posts
-        self._scorer = scorer
+        self._current = current
+        self._shadowing = shadowing
 
     async def RankCandidates(
         self, request: RankCandidatesRequest, context: object
@@ -55,9 +66,11 @@ class RankerService(RankerServiceServicer):
         known = await fetch(self._features, self._recent_posts, subject, degraded)
         hits = sum(post is not None for post in known.posts)
         features = build(subject, known, now_ms())
+        lineup = self._current()
         with telemetry.span("score candidates"):
-            scores, version = await self._score(features, degraded)
+            scores, version = await _score(lineup, features, degraded)
             telemetry.annotate({"feed.model.version": version})
+        self._shadowing.sample(lineup, features, scores, version)
         if request.penalties:
             scores = scores - np.nan_to_num(np.array(request.penalties, np.float32))
         telemetry.annotate(
@@ -81,20 +94,22 @@ class RankerService(RankerServiceServicer):
             ids=features.ids.astype("<i8", copy=False).tobytes(),
         )
 
-    async def _score(self, features: Features, degraded: list[str]) -> tuple[Scores, str]:
-        """Scores in 0..1, and whose they are."""
-        if not len(features):
-            return np.zeros(0, np.float32), self._scorer.version
+
+async def _score(lineup: Lineup, features: Features, degraded: list[str]) -> tuple[Scores, str]:
+    """Scores in 0..1, and whose they are: the first model's that answers, or the heuristic's."""
+    for scorer in lineup.scorers if len(features) else ():
+        is_last = scorer is lineup.scorers[-1]
         scores = await best_effort(
-            _checked(self._scorer, features),
+            _checked(scorer, features),
             None,
             backend="model",
             degraded=degraded,
-            timeout_s=deadlines.remaining(_TIMEOUT_S) * 0.8,
+            # What comes after it needs time, too.
+            timeout_s=deadlines.remaining(_TIMEOUT_S) * (0.8 if is_last else 0.6),
         )
-        if scores is None:
-            return _in_range(heuristic.score(features.dense)), heuristic.HeuristicScorer.version
-        return _in_range(scores), self._scorer.version
+        if scores is not None:
+            return _in_range(scores), scorer.version
+    return _in_range(heuristic.score(features.dense)), heuristic.VERSION
 
 
 async def _checked(scorer: Scorer, features: Features) -> Scores:
@@ -141,9 +156,14 @@ async def server(settings: Settings, stores: Connections) -> AsyncIterator[GrpcS
 
     Raises `ValueError` when FEED_MODEL_URL is wrong or its model does not load.
     """
-    async with open_scorer(settings.url(settings.model_url)) as scorer:
+    async with (
+        open_lineup(settings.url(settings.model_url), stores.registry()) as current,
+        shadow.opened() as beside,
+    ):
         recent_posts = RecentPosts(settings.post_features_s)
-        servicer = RankerService(stores.features(), recent_posts, scorer)
+        servicer = RankerService(
+            stores.features(), recent_posts, current, Shadowing(beside, Random())
+        )
         name = DESCRIPTOR.services_by_name["RankerService"].full_name
         async with GrpcServer(
             "ranker_svc",

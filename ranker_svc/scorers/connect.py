@@ -1,15 +1,17 @@
 """The one place where a model is chosen: by the scheme of FEED_MODEL_URL."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from mesh.breaker import Breaker
 from mesh.channels import open_channel
-from ranker_svc.scorers.heuristic import HeuristicScorer
-from ranker_svc.scorers.port import Scorer
+from ranker_svc.scorers.port import CurrentLineup, Lineup, Scorer
 from ranker_svc.scorers.random import RandomScorer
+from stores.registry.port import ModelRegistry
 
 _TRITON = re.compile(
     r"triton://(?P<target>[^/?@]+:\d+)/(?P<model>[^/?]+)(\?version=(?P<number>\d+))?"
@@ -17,38 +19,83 @@ _TRITON = re.compile(
 
 
 @asynccontextmanager
-async def open_scorer(url: str) -> AsyncIterator[Scorer]:
-    """The model of a URL, within the block.
+async def open_lineup(url: str, registry: ModelRegistry) -> AsyncIterator[CurrentLineup]:
+    """The models of a URL, within the block.
 
-    heuristic://, random://?seed=7 (or without a seed), onnx://FILE, triton://HOST:PORT/MODEL (or
-    with ?version=3 for that number of the model). Triton may be away, also at first.
+    heuristic://, random://?seed=7 (or without a seed), onnx://FILE, triton://HOST:PORT/MODEL with
+    ?version=3 for that number of the model: always the same.
+
+    onnx:// alone: the version that the registry has promoted. triton://HOST:PORT/MODEL: the same
+    from Triton, by its number; and from this process where Triton fails; and whatever Triton
+    prefers before anything is promoted. Both follow the registry, and have its shadow.
+
+    Triton may be away, also at first.
 
     Raises:
-        ValueError: The URL is not understood, or its model does not load.
+        ValueError: The URL is not understood, or its file does not load.
     """
     parts = urlsplit(url)
     match parts.scheme:
         case "heuristic":
-            yield HeuristicScorer()
+            # Which stands behind every line-up.
+            yield Lineup
         case "random":
-            yield RandomScorer(_seed(parts.query))
-        case "onnx":
+            yield _always(RandomScorer(_seed(parts.query)))
+        case "onnx" if url != "onnx://":
             # Imported only here, as onnxruntime takes a while and 50 MB.
             from ranker_svc.scorers.onnx import OnnxScorer  # noqa: PLC0415
 
-            yield OnnxScorer(Path(url.partition("://")[2]))
+            yield _always(OnnxScorer(Path(url.partition("://")[2])))
+        case "onnx":
+            async with _following(registry) as current:
+                yield current
         case "triton":
-            from ranker_svc.scorers.triton import TritonScorer  # noqa: PLC0415  the same
-
-            target, model, number = _triton(url)
-            # Triton makes a span for whoever names a trace to it, sampled or not.
-            async with open_channel(target, tells_unsampled=False) as channel:
-                yield TritonScorer(channel, model, number)
+            async with _triton_lineup(url, registry) as current:
+                yield current
         case other:
             raise ValueError(
                 f"FEED_MODEL_URL begins with {other}://; known is heuristic://, random://, "
                 "onnx://, triton://"
             )
+
+
+def _always(scorer: Scorer) -> CurrentLineup:
+    lineup = Lineup((scorer,))
+    return lambda: lineup
+
+
+@asynccontextmanager
+async def _triton_lineup(url: str, registry: ModelRegistry) -> AsyncIterator[CurrentLineup]:
+    from ranker_svc.scorers.triton import TritonScorer  # noqa: PLC0415  as onnxruntime above
+
+    target, model, fixed = _triton(url)
+    breaker = Breaker("model")
+    # Triton makes a span for whoever names a trace to it, sampled or not.
+    async with open_channel(target, tells_unsampled=False) as channel:
+
+        def of(number: int | None) -> Scorer:
+            return TritonScorer(channel, model, str(number or ""), breaker)
+
+        if fixed:
+            yield _always(of(int(fixed)))
+        else:
+            async with _following(registry, of) as current:
+                yield current
+
+
+@asynccontextmanager
+async def _following(
+    registry: ModelRegistry, in_front: Callable[[int | None], Scorer] | None = None
+) -> AsyncIterator[CurrentLineup]:
+    from ranker_svc.scorers.following import Follower  # noqa: PLC0415  as onnxruntime above
+
+    follower = Follower(registry, in_front)
+    await follower.look()
+    following = asyncio.create_task(follower.follow(), name="follow the model registry")
+    try:
+        yield lambda: follower.lineup
+    finally:
+        following.cancel()
 
 
 def _triton(url: str) -> tuple[str, str, str]:

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker_svc.features import COLUMN, PRIOR_RATE, Features, Matrix
+from ranker_svc.features import COLUMN, PRIOR_RATE, Matrix
 
+VERSION = "heuristic/1"
 _RECENCY_HALVES_H = 24.0
 
 
@@ -31,13 +32,3 @@ def score(dense: Matrix) -> NDArray[np.float32]:
         + 0.05 * dense[:, COLUMN["has_media"]]
     )
     return total
-
-
-class HeuristicScorer:
-    """The formula behind the port."""
-
-    version = "heuristic/1"
-
-    async def score(self, features: Features) -> NDArray[np.float32]:
-        """See `ranker_svc.scorers.heuristic.score`."""
-        return score(features.dense)

@@ -1,6 +1,8 @@
 """A model, as the ranker uses it."""
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,3 +27,22 @@ class Scorer(Protocol):
         One call serves a whole request. Raises `mesh.errors.Unavailable` when the model is away.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """The models that rank now.
+
+    Args:
+        scorers: Asked in this order until one answers; behind all of them stands the heuristic.
+        shadow: Scores a share of the requests, too, but its scores do not count.
+        shadow_share: Of the requests, 0 to 1.
+    """
+
+    scorers: tuple[Scorer, ...] = ()
+    shadow: Scorer | None = None
+    shadow_share: float = 0.0
+
+
+# Asked once a request, which then stays with what it was told.
+CurrentLineup: TypeAlias = Callable[[], Lineup]

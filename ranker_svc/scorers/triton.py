@@ -48,13 +48,16 @@ class TritonScorer:
         channel: To Triton.
         model: The model's name in Triton.
         number: Triton's version number of the model; empty for whichever Triton prefers.
+        breaker: Shared by all that ask the same Triton.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, model: str, number: str = "") -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, model: str, number: str, breaker: Breaker
+    ) -> None:
         self._stub = GRPCInferenceServiceStub(channel)
         self._model = model
         self._number = number
-        self._breaker = Breaker("model")
+        self._breaker = breaker
         self._agreed: _Agreed | None = None
         self.version = f"triton/{model}"
 

@@ -11,35 +11,21 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mesh.errors import FailedPrecondition, NotFound
+from stores.registry.port import State
 
 MODEL = "model.onnx"
 CARD = "card.json"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """Which versions serve.
-
-    Args:
-        promoted: The version whose scores count; None before the first.
-        earlier: Those that were promoted before it, the latest first.
-        shadow: The version that is scored beside it; None for none.
-        shadow_share: The share of requests that the shadow scores, 0 to 1.
-    """
-
-    promoted: int | None = None
-    earlier: tuple[int, ...] = ()
-    shadow: int | None = None
-    shadow_share: float = 0.0
-
-
 class FolderRegistry:
-    """Blocks: for jobs, and in threads.
+    """`stores.registry.port.ModelRegistry`, and what training and promotion do to it.
+
+    All of it blocks: for jobs, and in threads.
 
     Args:
         root: Made when the first version comes.
@@ -82,6 +68,10 @@ class FolderRegistry:
         if not folder.is_dir():
             raise NotFound(f"there is no model version {number}")
         return folder
+
+    def model_file(self, number: int) -> Path:
+        """The version's ONNX file; raises NotFound."""
+        return self.folder(number) / MODEL
 
     def card(self, number: int) -> dict[str, Any]:
         """What is known of the version; raises NotFound."""

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +18,12 @@ from mesh import deadlines
 from mesh.channels import call
 from mesh.errors import InvalidArgument
 from mesh.packing import DIMENSIONS, Vector, pack
+from ranker_svc import shadow
 from ranker_svc.features import Features
 from ranker_svc.recent_posts import RecentPosts
+from ranker_svc.scorers.port import Lineup
 from ranker_svc.service import RankerService, server
+from ranker_svc.shadow import Shadowing
 from stores.connect import Connections
 from tests.fixtures.sql import fresh_id, fresh_ids
 from tests.fixtures.valkey import free_port
@@ -175,7 +179,9 @@ class StuckScorer:
 
 
 async def test_a_model_that_is_late_is_replaced_before_the_deadline(stores: Connections) -> None:
-    service = RankerService(stores.features(), RecentPosts(0), StuckScorer())
+    lineup = Lineup((StuckScorer(),))
+    shadowing = Shadowing(shadow.opened(), Random(1))
+    service = RankerService(stores.features(), RecentPosts(0), lambda: lineup, shadowing)
     with deadlines.within(0.2):
         async with asyncio.timeout(0.2):
             answer = await service.RankCandidates(request_for(fresh_ids(2), fresh_ids(2)), None)

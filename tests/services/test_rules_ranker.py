@@ -27,9 +27,9 @@ from ranker_svc.features import (
     topic_id,
 )
 from ranker_svc.scorers import heuristic
-from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.scorers.contract import Contract, Field, bucket
 from stores.features.port import PostFeatures
+from tests.fixtures.scorers import open_scorer
 
 HOUR_MS = 3_600_000
 NOW_MS = EPOCH_MS + 1000 * HOUR_MS

@@ -16,9 +16,9 @@ from tritonclient.grpc.service_pb2_grpc import (
 from mesh.channels import call
 from mesh.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from ranker_svc.features import CATEGORICAL, DENSE, Features
-from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.scorers.contract import Contract
 from ranker_svc.service import server
+from tests.fixtures.scorers import open_scorer
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve

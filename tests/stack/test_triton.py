@@ -25,7 +25,6 @@ from mesh.otlp import Span
 from mesh.settings import Settings
 from ranker_svc.features import DENSE
 from ranker_svc.scorers import heuristic
-from ranker_svc.scorers.connect import open_scorer
 from ranker_svc.scorers.contract import Contract
 from ranker_svc.service import server
 from stack.place import Place
@@ -35,6 +34,7 @@ from stack.triton.server import Triton
 from tests.eventually import eventually
 from tests.fixtures.mesh import running_mesh
 from tests.fixtures.otlp import OtlpReceiver
+from tests.fixtures.scorers import open_scorer
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import FailedPrecondition, NotFound
-from stores.registry.folder import FolderRegistry, State
+from stores.registry.folder import FolderRegistry
+from stores.registry.port import State
 
 
 def add(registry: FolderRegistry) -> int:
