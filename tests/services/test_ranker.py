@@ -25,10 +25,10 @@ from ranker_svc.scorers.port import Lineup
 from ranker_svc.service import RankerService, server
 from ranker_svc.shadow import Shadowing
 from stores.connect import Connections
+from tests.fixtures.models import save_linear_model
 from tests.fixtures.sql import fresh_id, fresh_ids
 from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve
-from tests.services.test_rules_ranker import save_linear_model
 
 if TYPE_CHECKING:
     from feed.v1.ranker_pb2_grpc import RankerServiceAsyncStub

@@ -10,7 +10,6 @@ from feed.v1 import common_pb2 as c
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from onnx import TensorProto, helper, save_model
 
 from mesh.ids import EPOCH_MS, first_id_at
 from mesh.packing import DIMENSIONS, Vector
@@ -29,6 +28,7 @@ from ranker_svc.features import (
 from ranker_svc.scorers import heuristic
 from ranker_svc.scorers.contract import Contract, Field, bucket
 from stores.features.port import PostFeatures
+from tests.fixtures.models import save_linear_model
 from tests.fixtures.scorers import open_scorer
 
 HOUR_MS = 3_600_000
@@ -194,28 +194,6 @@ async def test_random_scores_differ_each_time_without_a_seed() -> None:
     features = features_of([None] * 20)
     first, second = await scores_of("random://", features, features)
     assert first != second
-
-
-def save_linear_model(
-    path: Path,
-    weights: dict[str, float],
-    *,
-    outputs: int = 1,
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """A model that adds up weighted features, as often as it has outputs a row."""
-    column = np.array([[weights.get(name, 0.0)] * outputs for name in DENSE], np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["dense", "weights"], ["scores"])],
-        "linear",
-        [helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["n", len(DENSE)])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", outputs])],
-        [helper.make_tensor("weights", TensorProto.FLOAT, column.shape, column.ravel())],
-    )
-    model: Any = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 10
-    helper.set_model_props(model, Contract("", DENSE).metadata() if metadata is None else metadata)
-    save_model(model, path)
 
 
 async def test_a_model_in_onnx_scores_all_rows(tmp_path: Path) -> None:

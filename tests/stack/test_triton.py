@@ -33,13 +33,13 @@ from stack.triton.install import Installation, install
 from stack.triton.server import Triton
 from tests.eventually import eventually
 from tests.fixtures.mesh import running_mesh
+from tests.fixtures.models import save_linear_model
 from tests.fixtures.otlp import OtlpReceiver
 from tests.fixtures.scorers import open_scorer
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
 from tests.services.conftest import Serve
 from tests.services.test_ranker import request_for
-from tests.services.test_rules_ranker import save_linear_model
 from tests.services.test_triton_scorer import some_features
 
 pytestmark = pytest.mark.stack
