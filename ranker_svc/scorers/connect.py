@@ -96,6 +96,7 @@ async def _following(
         yield lambda: follower.lineup
     finally:
         following.cancel()
+        await asyncio.wait({following})
 
 
 def _triton(url: str) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesh import metrics
-from mesh.errors import FeedError, Unavailable
+from mesh.errors import Unavailable
 from ranker_svc.features import CATEGORICAL, DENSE, Features
 from ranker_svc.scorers.onnx import OnnxScorer
 from ranker_svc.scorers.port import Lineup, Scorer
@@ -58,9 +58,10 @@ class Follower:
             if state == self._state or self._is_too_early(state):
                 return
             lineup = await self._lineup_of(state)
-        except (FeedError, OSError, ValueError, TypeError) as error:
+        except Exception as error:
+            # onnxruntime raises classes of its own, with no common base but this one.
             metrics.count(metrics.MODEL_LOADS.labels("failed"))
-            _log.exception("the model registry asks for what cannot be loaded")
+            _log.exception("the model registry names what does not load, or cannot be read")
             self._failed, self._try_again_at = state, time.monotonic() + _TRY_AGAIN_S
             if self._state is None:
                 self.lineup = Lineup((_Missing(error),))
@@ -82,10 +83,21 @@ class Follower:
                 scorers.append(self._in_front(state.promoted))
             if state.promoted is not None:
                 scorers.append(await self._load(state.promoted))
-        shadow = None if state.shadow is None else await self._load(state.shadow)
+        shadow = await self._shadow(state.shadow)
         wanted = {state.promoted, state.shadow}
         self._loaded = {n: scorer for n, scorer in self._loaded.items() if n in wanted}
         return Lineup(tuple(scorers), shadow, state.shadow_share)
+
+    async def _shadow(self, number: int | None) -> Scorer | None:
+        """A shadow that does not load is none: it must not stand in the way of a promotion."""
+        if number is None:
+            return None
+        try:
+            return await self._load(number)
+        except Exception:
+            metrics.count(metrics.MODEL_LOADS.labels("failed"))
+            _log.exception("the shadow, version %d, does not load", number)
+            return None
 
     async def _load(self, number: int) -> OnnxScorer:
         if number not in self._loaded:

@@ -26,7 +26,7 @@ class OnnxScorer:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise ValueError(f"FEED_MODEL_URL names {path}, where there is no file")
+            raise ValueError(f"{path} is to rank, and is not there")
         options = onnxruntime.SessionOptions()
         # A small model on a small batch: more threads would only take turns with the event loop.
         options.intra_op_num_threads = 1
@@ -36,7 +36,7 @@ class OnnxScorer:
             )
         except Exception as error:
             # onnxruntime raises classes of its own, with no common base but this one.
-            raise ValueError(f"FEED_MODEL_URL names {path}, which does not load: {error}") from None
+            raise ValueError(f"{path} is to rank, and does not load: {error}") from None
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         try:
             self._contract = Contract.read(metadata)

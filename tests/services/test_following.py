@@ -19,12 +19,14 @@ from prometheus_client.registry import REGISTRY
 
 from mesh import telemetry
 from mesh.channels import call
+from ranker_svc.features import DENSE
+from ranker_svc.scorers.contract import Contract
 from ranker_svc.service import server
 from ranker_svc.shadow import Scores, top_overlap
 from stores.registry.folder import FolderRegistry
 from stores.registry.port import State
 from tests.eventually import eventually
-from tests.fixtures.models import add_broken, add_linear, put
+from tests.fixtures.models import add_broken, add_linear, put, save_linear_model
 from tests.fixtures.spans import attribute, service
 from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
@@ -141,6 +143,35 @@ async def test_a_version_that_does_not_load_leaves_the_one_before(
         assert (answer.model_version, list(answer.degraded)) == ("onnx/1", [])
         put(registry, State(add_linear(registry, {ALL: 0.5})))
         await until_ranked_by(stub, "onnx/3")
+
+
+async def test_a_version_that_loads_and_does_not_run_leaves_the_one_before(
+    serve: Serve, registry: FolderRegistry
+) -> None:
+    put(registry, State(add_linear(registry, {ALL: 0.25})))
+    failed = counted("model_loads_total", "failed")
+    before = failed()
+    async with ranking(serve, registry) as stub:
+        # Of a column less than its contract says.
+        with registry.adding() as (number, folder):
+            metadata = Contract(str(number), DENSE[1:]).metadata()
+            save_linear_model(folder / "model.onnx", {}, metadata=metadata)
+            (folder / "card.json").write_text("{}")
+        put(registry, State(number))
+        await eventually(lambda: failed() == before + 1)
+        assert (await ask(stub)).model_version == "onnx/1"
+        put(registry, State(add_linear(registry, {ALL: 0.5})))
+        await until_ranked_by(stub, "onnx/3")
+
+
+async def test_a_shadow_that_does_not_load_stands_in_no_promotions_way(
+    serve: Serve, registry: FolderRegistry
+) -> None:
+    promoted = add_linear(registry, {ALL: 0.25})
+    put(registry, State(promoted, shadow=add_broken(registry), shadow_share=1.0))
+    async with ranking(serve, registry) as stub:
+        answer = await ask(stub)
+        assert (answer.model_version, list(answer.degraded)) == ("onnx/1", [])
 
 
 async def test_a_ranker_that_starts_with_a_broken_version_says_so_on_every_page(

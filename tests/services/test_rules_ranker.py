@@ -232,7 +232,7 @@ async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     ("url", "message"),
     [
         ("sorcery://", "sorcery://; known is heuristic://"),
-        ("onnx:///nowhere/model.onnx", "there is no file"),
+        ("onnx:///nowhere/model.onnx", "is not there"),
         ("random://?seed=many", "must be a whole number"),
         ("triton://127.0.0.1:8001", "must be triton://HOST:PORT/MODEL"),
         ("triton://127.0.0.1/ranker", "must be triton://HOST:PORT/MODEL"),
