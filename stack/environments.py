@@ -1,0 +1,67 @@
+"""Python environments of their own, for what does not fit into the one that runs the mesh."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stack.installing import once, run
+
+ROOT = Path(__file__).parent.parent
+TRAINING = "training"
+RECBOLE = "recbole"
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def pins(name: str) -> Path:
+    """What the environment has: `requirements/<name>.txt`."""
+    return ROOT / "requirements" / f"{name}.txt"
+
+
+async def python(cache: Path, name: str) -> Path:
+    """The interpreter of the environment, which is installed once into the cache.
+
+    Args:
+        cache: `Place.cache`.
+        name: Of a file of `requirements/`.
+
+    Raises:
+        FailedPrecondition: It does not install.
+    """
+    uv = (sys.executable, "-m", "uv")
+
+    async def build(folder: Path) -> None:
+        # Not below the environment that runs this: it would be found there, too.
+        base = str(getattr(sys, "_base_executable", sys.executable))
+        await run(*uv, "venv", "--quiet", "--relocatable", "--python", base, "env", cwd=folder)
+        await run(
+            *(*uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes"),
+            *("--requirements", str(pins(name)), "--python", str(folder / "env" / "bin" / "python")),
+            cwd=folder,
+        )
+
+    definition = await asyncio.to_thread(pins(name).read_bytes)
+    folder = await once(cache, name, definition + _PYTHON.encode(), build)
+    return folder / "env" / "bin" / "python"
+
+
+async def run_module(
+    cache: Path, name: str, module: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> int:
+    """Runs a module of this checkout in the environment; returns its exit code.
+
+    Raises:
+        FailedPrecondition: The environment does not install.
+    """
+    interpreter = await python(cache, name)
+    process = await asyncio.create_subprocess_exec(
+        *(str(interpreter), "-m", module, *arguments),
+        env={
+            **os.environ,
+            # The mesh is not installed there: it is imported from where it lies.
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "stubs"))),
+            **(env or {}),
+        },
+    )
+    return await process.wait()
