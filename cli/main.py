@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
+from cli.model import model
 from cli.trace import trace
 from mesh.errors import FailedPrecondition, FeedError, InvalidArgument
 from mesh.settings import Settings
@@ -35,6 +36,7 @@ _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 app.command()(trace)
+app.add_typer(model, name="model")
 
 
 @app.callback()

@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         description="Model registry: a folder of trained models, and which of them serves.",
     )
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
+    score_like_weight: float = Field(
+        1.0, ge=0, description="Weight of the chance of a like in a trained model's score."
+    )
+    score_dwell_weight: float = Field(
+        0.25, ge=0, description="Weight of the chance of a long look in a trained model's score."
+    )
     model_url: str = Field(
         "onnx://",
         description=(

@@ -11,6 +11,7 @@ from stack.installing import once, run
 ROOT = Path(__file__).parent.parent
 TRAINING = "training"
 RECBOLE = "recbole"
+_INTERPRETER = Path("env", "bin", "python")
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -37,13 +38,13 @@ async def python(cache: Path, name: str) -> Path:
         await run(*uv, "venv", "--quiet", "--relocatable", "--python", base, "env", cwd=folder)
         await run(
             *(*uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes"),
-            *("--requirements", str(pins(name)), "--python", str(folder / "env" / "bin" / "python")),
+            *("--requirements", str(pins(name)), "--python", str(folder / _INTERPRETER)),
             cwd=folder,
         )
 
     definition = await asyncio.to_thread(pins(name).read_bytes)
     folder = await once(cache, name, definition + _PYTHON.encode(), build)
-    return folder / "env" / "bin" / "python"
+    return folder / _INTERPRETER
 
 
 async def run_module(

@@ -44,8 +44,9 @@ async def command(settings: Settings, name: str, arguments: list[str]) -> int:
         FailedPrecondition: Feast does not install.
     """
     place = Place.of(settings)
+    interpreter = await environments.python(place.cache, ENVIRONMENT)
     process = await asyncio.create_subprocess_exec(
-        *(str(await environments.python(place.cache, ENVIRONMENT)), str(REPOSITORY / f"{name}.py"), *arguments),
+        *(str(interpreter), str(REPOSITORY / f"{name}.py"), *arguments),
         cwd=REPOSITORY,
         env={
             **os.environ,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
 from ranker_svc.features import CATEGORICAL, COLUMN, DENSE, Features
@@ -82,7 +83,8 @@ def _boosting(split: Split) -> Baseline:
     open_ids = [CATEGORICAL.index(name) for name in OPEN]
     few_ids = [at for at in range(len(CATEGORICAL)) if at not in open_ids]
     # A tree cannot split on thousands of ids: it gets the share of likes of each, out of fold.
-    encoder = TargetEncoder(target_type="binary", random_state=0)
+    folds = KFold(shuffle=True, random_state=0)
+    encoder = TargetEncoder(target_type="binary", cv=folds)
     known_rates = encoder.fit_transform(split.train.features.ids[:, open_ids], split.train.like)
     few = {at: np.unique(split.train.features.ids[:, at]) for at in few_ids}
 

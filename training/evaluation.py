@@ -6,6 +6,7 @@ readers anew, with replacement. Readers are drawn whole, because one reader's sh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,11 @@ class Scores:
     like: Floats
 
 
+def model_scores(outputs: NDArray[np.float32]) -> Scores:
+    """Of a model's outputs, (n, 3): it orders by the final score."""
+    return Scores(outputs[:, 0].astype(np.float64), outputs[:, 1].astype(np.float64))
+
+
 # From how often each reader is counted to the measure.
 _Measure = Callable[[Floats], float]
 
@@ -93,12 +99,16 @@ class Evaluation:
         whose = self._reader[feeds]
         readers, aucs = self._user_aucs(scores.rank)
         return Measures(
-            auc=_estimate(self._values(self._auc(scores.rank))),
+            auc=self.auc(scores.rank),
             logloss=self._mean(self._reader, losses),
             ece=_estimate(self._values(self._ece(scores.like))),
             ndcg20=self._mean(whose, gains),
             user_auc=self._mean(readers, aucs),
         )
+
+    def auc(self, rank: Floats) -> Estimate:
+        """AUC alone."""
+        return _estimate(self._values(self._auc(rank)))
 
     def auc_gain(self, one: Floats, other: Floats) -> Estimate:
         """AUC of one order less that of another, on the same draws."""
@@ -134,7 +144,7 @@ class Evaluation:
         order = np.argsort(self._reader, kind="stable")
         bounds = np.searchsorted(self._reader[order], np.arange(self._count + 1))
         readers, aucs = [], []
-        for reader, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for reader, (start, stop) in enumerate(pairwise(bounds)):
             rows = order[start:stop]
             liked = self._examples.like[rows] > 0
             if liked.any() and not liked.all():
@@ -159,9 +169,9 @@ class Evaluation:
 
 def auc(rank: Floats, liked: NDArray[np.bool_]) -> float:
     """Share of pairs of a liked and another that are in the right order; a tie counts half."""
-    values, group = np.unique(rank, return_inverse=True)
-    good = np.bincount(group, liked, len(values))
-    return _auc_of_groups(good, np.bincount(group, ~liked, len(values)))
+    group = np.unique(rank, return_inverse=True)[1]
+    good = _sums(group, liked)
+    return _auc_of_groups(good, _sums(group, ~liked))
 
 
 def log_losses(probability: Floats, label: NDArray[np.float32]) -> Floats:
@@ -194,7 +204,7 @@ def _tied_gain(rank: Floats, label: NDArray[np.float32], feed: Ints) -> Floats:
     changes = (np.diff(rank[order]) != 0) | (np.diff(feed[order]) != 0)
     group = np.empty(len(order), np.int64)
     group[order] = np.cumsum(np.r_[0, changes])
-    means: Floats = np.bincount(group, label) / np.bincount(group)
+    means: Floats = _sums(group, label) / np.bincount(group)
     return means[group]
 
 
@@ -203,8 +213,11 @@ def _discounted(rank: NDArray[np.floating], gain: NDArray[np.floating], feed: In
     _, start, group = np.unique(feed[order], return_index=True, return_inverse=True)
     place = np.arange(len(order)) - start[group]
     discount = np.where(place < AT, 1 / np.log2(place + 2), 0)
-    sums: Floats = np.bincount(group, gain[order] * discount)
-    return sums
+    return _sums(group, gain[order] * discount)
+
+
+def _sums(group: Ints, values: NDArray[np.floating] | NDArray[np.bool_]) -> Floats:
+    return np.bincount(group, values.astype(np.float64)).astype(np.float64)
 
 
 def _auc_of_groups(good: Floats, bad: Floats) -> float:

@@ -1,20 +1,18 @@
 """A model as an ONNX file that says what it is, held against the model itself."""
 
+import logging
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from numpy.typing import NDArray
 
 from ranker_svc.features import Features
-from ranker_svc.scorers.contract import CATEGORICAL_INPUT, DENSE_INPUT, Contract
+from ranker_svc.scorers.contract import CATEGORICAL_INPUT, DENSE_INPUT
+from training.inference import OUTPUTS, run
 from training.model import Model, Scored
 
-# The file's outputs; the ranker takes the first.
-OUTPUTS = ("score", "like", "long_dwell")
 TOLERANCE = 1e-5
 PARITY_ROWS = 10_000
 
@@ -34,6 +32,9 @@ def export(model: Model, features: Features, file: Path) -> float:
     scored = Scored(model.net.cpu(), model.weights).eval()
     rows = torch.export.Dim("rows", min=1)
     inputs = model.contract.inputs(_rows(features, 2))
+    # It tells of operators of torchvision, which is not there, and of names of axes.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "# The axis name", UserWarning)
     program = torch.onnx.export(
         scored,
         (torch.from_numpy(inputs[DENSE_INPUT]), torch.from_numpy(inputs[CATEGORICAL_INPUT])),
@@ -52,14 +53,6 @@ def export(model: Model, features: Features, file: Path) -> float:
         file.unlink()
         raise ValueError(f"the ONNX file's scores differ from the model's by {difference:.1e}")
     return difference
-
-
-def run(file: Path, features: Features) -> NDArray[np.float32]:
-    """The file's outputs, (n, 3)."""
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    contract = Contract.read(session.get_modelmeta().custom_metadata_map)
-    outputs: list[NDArray[Any]] = session.run(list(OUTPUTS), contract.inputs(features))
-    return np.stack(outputs, 1)
 
 
 def _rows(features: Features, count: int) -> Features:

@@ -33,9 +33,7 @@ class Batch:
         return Batch(self.dense[rows], self.categorical[rows], self.labels[rows])
 
     def to(self, device: str) -> "Batch":
-        return Batch(
-            self.dense.to(device), self.categorical.to(device), self.labels.to(device)
-        )
+        return Batch(self.dense.to(device), self.categorical.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True)

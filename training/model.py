@@ -43,11 +43,13 @@ class Model:
 
     Args:
         contract: Columns and buckets.
-        weights: Of the final score.
+        weights: Of the final score; ValueError when both are 0.
         net: One that was trained; by default a new one.
     """
 
     def __init__(self, contract: Contract, weights: Weights, net: DeepFM | None = None) -> None:
+        if not weights.like + weights.dwell > 0:
+            raise ValueError("the weights of like and dwell in the score are both 0")
         self.contract = contract
         self.weights = weights
         self.net = _net(contract) if net is None else net
@@ -107,18 +109,17 @@ class Scored(torch.nn.Module):
         return self.like * like + self.dwell * dwell, like, dwell
 
 
-def contract_for(examples: Examples, version: str) -> Contract:
-    """All columns that the ranker has; buckets by how many values there are. Pure."""
+def contract_for(examples: Examples) -> Contract:
+    """All columns that the ranker has; buckets by how many values there are; no version yet."""
     fields = tuple(
         Field(name, _buckets(name, examples.features.ids[:, column]))
         for column, name in enumerate(CATEGORICAL)
     )
-    return Contract(version, DENSE, fields)
+    return Contract("", DENSE, fields)
 
 
 def train(
     split: Split,
-    version: str,
     weights: Weights,
     recipe: Recipe,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
@@ -126,7 +127,7 @@ def train(
     """Fits and calibrates a model; on CUDA where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    contract = contract_for(split.train, version)
+    contract = contract_for(split.train)
     model = Model(contract, weights, _net(contract).to(device))
     known = batch(contract, split.train).to(device)
     validation = batch(contract, split.validation).to(device)

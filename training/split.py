@@ -1,6 +1,7 @@
 """Training, validation and test: by days, so that nobody learns from what came later."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -36,3 +37,8 @@ def by_days(examples: Examples) -> Split:
         examples.at((day >= first_validation) & (day < first_test)),
         examples.at(day >= first_test),
     )
+
+
+def day(ms: int) -> str:
+    """The UTC day of milliseconds since the epoch: 2026-01-31."""
+    return datetime.fromtimestamp(ms / 1000, UTC).date().isoformat()
