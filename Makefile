@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast train peer test-training
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -89,6 +89,20 @@ features-materialize: setup ## Brings Feast's offline values to its online store
 
 features-compact: setup ## Makes one Parquet file of the many that pushes to Feast leave
 	@$(BIN)/python -m stack.feast compact
+
+# Its log, and Feast's folders beside it. A new one is made by `make demo-log`.
+DEMO := .feed/demo-log
+
+train: setup ## Trains a ranking model on the demo log and writes its report; SEED=number (minutes)
+	@test -f $(DEMO)/world.json || $(MAKE) --no-print-directory demo-log
+	@$(BIN)/python -m training.dataset --log $(DEMO)/log --feast $(DEMO)/feast --out .feed/examples.npz
+	@$(BIN)/feedmesh model train --examples .feed/examples.npz --log $(DEMO)/log --seed $(or $(SEED),1)
+
+peer: setup ## Holds our DeepFM against RecBole's on MovieLens-100k; installs RecBole once (minutes)
+	@$(BIN)/python -m training.peer $(ARGS)
+
+test-training: setup ## Runs the tests that need PyTorch (installs it once)
+	@$(BIN)/python -m stack.environments training pytest -m training tests/training
 
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

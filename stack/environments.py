@@ -1,4 +1,7 @@
-"""Python environments of their own, for what does not fit into the one that runs the mesh."""
+"""Python environments of their own, for what does not fit into the one that runs the mesh.
+
+`python -m stack.environments NAME MODULE [ARGUMENTS]` runs a module in one.
+"""
 
 import asyncio
 import os
@@ -6,7 +9,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from mesh.errors import FeedError
+from mesh.settings import Settings
 from stack.installing import once, run
+from stack.place import Place
 
 ROOT = Path(__file__).parent.parent
 TRAINING = "training"
@@ -66,3 +72,17 @@ async def run_module(
         },
     )
     return await process.wait()
+
+
+def main() -> None:
+    """Exits with the module's exit code."""
+    name, module, *arguments = sys.argv[1:]
+    cache = Place.of(Settings()).cache
+    try:
+        sys.exit(asyncio.run(run_module(cache, name, module, *arguments)))
+    except FeedError as error:
+        sys.exit(f"the environment {name} cannot be had: {error}")
+
+
+if __name__ == "__main__":
+    main()
