@@ -66,7 +66,7 @@ def add_version(
         ValueError: The weights are both 0, or the exported model differs from the trained one.
     """
     model, epochs = _train(split, weights, seed)
-    device = str(model.net.mean.device)
+    device = str(model.net.bias.device)
     scores = _scores(registry, split, model)
     _say("evaluating")
     metrics, gains = _measured(split.test, scores)

@@ -6,6 +6,7 @@ Nothing of the mesh is imported here, so that the peer check can run it in anoth
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ class Shape:
         dense: How many numbers a row has.
         heads: How many things are predicted.
         width: Length of an embedding.
+        bins: Of a number.
         hidden: Units of the deep part's layers.
     """
 
@@ -26,13 +28,15 @@ class Shape:
     dense: int
     heads: int
     width: int = 16
+    bins: int = 16
     hidden: tuple[int, ...] = (128, 64)
 
 
 class DeepFM(nn.Module):
     """Each field of ids, and each number, has an embedding that both parts use.
 
-    A number's embedding is multiplied by the number; numbers are normalised inside.
+    A number's embedding is piecewise linear in it (Gorishniy et al. 2022): trees find steps in a
+    number by themselves, a net needs them shown. The bins are inside, so numbers come as they are.
 
     Args:
         shape: Sizes.
@@ -46,8 +50,11 @@ class DeepFM(nn.Module):
         fields = len(shape.buckets) + shape.dense
         self.embedding = nn.Embedding(rows, shape.width)
         self.linear = nn.Embedding(rows, shape.heads)
-        self.dense_embedding = nn.Parameter(torch.empty(shape.dense, shape.width))
-        self.dense_linear = nn.Linear(shape.dense, shape.heads)
+        # A number is spread over bins, each with a vector; the first vector counts always.
+        spread = (shape.dense, shape.bins + 1)
+        self.dense_embedding = nn.Parameter(torch.empty(*spread, shape.width))
+        self.dense_linear = nn.Parameter(torch.zeros(*spread, shape.heads))
+        self.bias = nn.Parameter(torch.zeros(shape.heads))
         # One factorisation machine for all heads; each head weighs its dimensions.
         self.pairs = nn.Parameter(torch.ones(shape.width, shape.heads))
         layers: list[nn.Module] = []
@@ -61,8 +68,8 @@ class DeepFM(nn.Module):
         is_logarithmic = torch.zeros(shape.dense, dtype=torch.bool)
         is_logarithmic[list(logarithmic)] = True
         self.register_buffer("is_logarithmic", is_logarithmic)
-        self.register_buffer("mean", torch.zeros(shape.dense))
-        self.register_buffer("deviation", torch.ones(shape.dense))
+        self.register_buffer("low", torch.zeros(shape.dense, shape.bins))
+        self.register_buffer("wide", torch.ones(shape.dense, shape.bins))
         # Platt's: the calibrated logit is slope * logit + offset.
         self.register_buffer("slope", torch.ones(shape.heads))
         self.register_buffer("offset", torch.zeros(shape.heads))
@@ -70,25 +77,31 @@ class DeepFM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.05)
         nn.init.normal_(self.dense_embedding, std=0.05)
 
-    def learn_scale(self, dense: Tensor) -> None:
-        """Takes mean and deviation of the training set, (n, dense)."""
-        values = self._spread(dense)
-        self.mean.copy_(values.mean(0))
-        deviation = values.std(0)
-        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+    def learn_bins(self, dense: Tensor) -> None:
+        """Takes the bins of each number, with about as many rows each, from the training set."""
+        bins = self.low.shape[1]
+        shares = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+        for column, values in enumerate(self._spread(dense).T.cpu().double()):
+            edges = torch.from_numpy(np.unique(np.quantile(values.numpy(), shares.numpy())))
+            count = len(edges) - 1
+            # A number of few values has fewer bins: what remains lies where no value comes.
+            self.low[column] = torch.finfo(torch.float32).max
+            self.wide[column] = 1
+            self.low[column, :count] = edges[:-1]
+            self.wide[column, :count] = edges.diff()
 
     def forward(self, dense: Tensor, categorical: Tensor) -> Tensor:
         """Logits before calibration, (n, heads), of numbers (n, dense) and ids (n, fields)."""
         rows = categorical + self.starts
-        # What the training set did not have may be far away: the net has learnt nothing of there.
-        values = ((self._spread(dense) - self.mean) / self.deviation).clamp(-5, 5)
-        of_numbers = values.unsqueeze(2) * self.dense_embedding
+        filled = self._filled(dense)
+        of_numbers = torch.einsum("ndb,dbw->ndw", filled, self.dense_embedding)
         embeddings = torch.cat((self.embedding(rows), of_numbers), 1)
         # The sum over all pairs of fields of products, by the square of the sum.
         products = (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
         logits: Tensor = (
             self.linear(rows).sum(1)
-            + self.dense_linear(values)
+            + torch.einsum("ndb,dbh->nh", filled, self.dense_linear)
+            + self.bias
             + products @ self.pairs
             + self.deep(embeddings.flatten(1))
         )
@@ -107,6 +120,14 @@ class DeepFM(nn.Module):
         return (
             self.embedding(rows).square().sum((1, 2)) + self.linear(rows).square().sum((1, 2))
         ).mean()
+
+    def _filled(self, dense: Tensor) -> Tensor:
+        """How far each number fills each of its bins, 0 to 1, after a 1: (n, dense, bins + 1).
+
+        A value beyond what the training set had is taken for its least or greatest.
+        """
+        share = (self._spread(dense).unsqueeze(2) - self.low) / self.wide
+        return nn.functional.pad(share.clamp(0, 1), (1, 0), value=1.0)
 
     def _spread(self, dense: Tensor) -> Tensor:
         known = torch.nan_to_num(dense)

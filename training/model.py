@@ -57,7 +57,7 @@ class Model:
     def predict(self, features: Features) -> NDArray[np.float32]:
         """Final score, like and long dwell, all 0 to 1: (n, 3)."""
         scored = Scored(self.net, self.weights)
-        device = self.net.mean.device
+        device = self.net.bias.device
         dense, categorical = _inputs(self.contract, features)
         with torch.no_grad():
             parts = [
@@ -131,7 +131,7 @@ def train(
     model = Model(contract, weights, _net(contract).to(device))
     known = batch(contract, split.train).to(device)
     validation = batch(contract, split.validation).to(device)
-    model.net.learn_scale(known.dense)
+    model.net.learn_bins(known.dense)
     epochs = fit(model.net, known, validation, recipe, on_epoch)
     calibrate(model.net, validation)
     return model, epochs

@@ -73,7 +73,8 @@ def compare(seeds: int) -> int:
         differences.append(ours.auc - theirs.auc)
         print(
             f"{seed:4}   {ours.auc:8.4f}   {theirs.auc:9.4f}   {differences[-1]:+10.4f}   "
-            f"{ours.epoch_s:8.2f} s   {theirs.epoch_s:7.2f} s   {ours.epochs:2} and {theirs.epochs}",
+            f"{ours.epoch_s:8.2f} s   {theirs.epoch_s:7.2f} s   "
+            f"{ours.epochs} and {theirs.epochs}",
             flush=True,
         )
     mean = sum(differences) / len(differences)
@@ -163,7 +164,7 @@ def _ours(sizes: tuple[int, ...], loaders: Any, seed: int) -> Result:
 
     train, validation, test = map(batch, loaders)
     torch.manual_seed(seed)
-    net = DeepFM(Shape(sizes, 0, 1, WIDTH, HIDDEN))
+    net = DeepFM(Shape(sizes, dense=0, heads=1, width=WIDTH, hidden=HIDDEN))
     recipe = Recipe(seed=seed, rows=ROWS, rate=RATE, epochs=100, patience=5, hidden_ids=_IDS)
     epochs = fit(net, train, validation, recipe)
     auc = _auc(logits(net, test)[:, 0], test.labels[:, 0])

@@ -9,7 +9,7 @@ _DAY_MS = 86_400_000
 _PER_FEED = 20
 
 
-def examples(rows: int, days: int = 10, seed: int = 0, readers: int = 300) -> Examples:
+def examples(rows: int, days: int = 10, seed: int = 0, readers: int = 60) -> Examples:
     """Showings of which likes depend on reader times author, which no sum of both can tell.
 
     Each reader and each author is of one of two camps, and likes their own. Besides, the newer and
@@ -19,7 +19,7 @@ def examples(rows: int, days: int = 10, seed: int = 0, readers: int = 300) -> Ex
     feeds = -(-rows // _PER_FEED)
     feed = np.repeat(np.arange(feeds), _PER_FEED)[:rows]
     reader = random.integers(1, readers + 1, feeds)[feed]
-    author = random.integers(1001, 1201, rows)
+    author = random.integers(1001, 1041, rows)
     shown_at_ms = np.sort(random.integers(0, days * _DAY_MS, feeds))[feed]
     dense = np.zeros((rows, len(DENSE)), np.float32)
     dense[:, COLUMN["age_hours"]] = random.exponential(12, rows)
