@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.deepfm import DeepFM
 
@@ -48,6 +49,8 @@ class Recipe:
         patience: Ends after as many epochs without a better validation loss.
         hidden_ids: Fields whose id is dropped at random, so that 0 comes to stand for an unknown.
         drop: How often.
+        memory: The net that is kept is a running mean over the steps, which forgets 1 - memory of
+            itself at each: single steps are noisy.
         penalty: Weight of the squared length of those fields' embeddings.
     """
 
@@ -58,6 +61,7 @@ class Recipe:
     patience: int = 2
     hidden_ids: tuple[int, ...] = ()
     drop: float = 0.05
+    memory: float = 0.99
     penalty: float = 1e-3
 
 
@@ -85,17 +89,19 @@ def fit(
     # Dropout draws from the global generator.
     torch.manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=recipe.rate)
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.memory))
     best, best_state, epochs = math.inf, deepcopy(net.state_dict()), list[Epoch]()
     best_at = 0
     for number in range(recipe.epochs):
         started = time.perf_counter()
-        loss = _pass(net, train, recipe, optimizer, chance)
+        loss = _pass(net, mean, train, recipe, optimizer, chance)
         seconds = time.perf_counter() - started
-        epoch = Epoch(loss, evaluate(net, validation), seconds)
+        epoch = Epoch(loss, evaluate(mean.module, validation), seconds)
         epochs.append(epoch)
         on_epoch(epoch)
         if epoch.validation < best:
-            best, best_state, best_at = epoch.validation, deepcopy(net.state_dict()), number
+            best, best_at = epoch.validation, number
+            best_state = deepcopy(mean.module.state_dict())
         elif number - best_at >= recipe.patience:
             break
     net.load_state_dict(best_state)
@@ -162,6 +168,7 @@ def _platt(logit: Tensor, label: Tensor) -> tuple[float, float]:
 
 def _pass(
     net: DeepFM,
+    mean: AveragedModel,
     train: Batch,
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
@@ -180,6 +187,7 @@ def _pass(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        mean.update_parameters(net)
     return total / len(train)
 
 

@@ -48,8 +48,8 @@ table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
 th, td { text-align: right; padding: 0.35rem 0.6rem; border-bottom: 1px solid #eee;
          font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
-td small { display: block; color: #777; } tr.best td { background: #eef4fb; }
-svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
+td small { display: block; color: #777; white-space: nowrap; } tr.best td { background: #eef4fb; }
+svg { max-width: 100%; height: auto; } .scroll { overflow-x: auto; }
 """
 
 
@@ -74,7 +74,8 @@ def page(
     )
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections)
     version = escape(card["version"])
-    facts = f"Trained {escape(card['created_at'])} on {escape(card['data']['log'])}"
+    trained_at = card["created_at"][:16].replace("T", " ")
+    facts = f"Trained {trained_at} UTC on {escape(card['data']['log'])}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -109,9 +110,9 @@ def _measures(card: Mapping[str, Any]) -> str:
         rows.append(f"<tr{style}><td>{_NAMES[name]}</td>{cells}<td>{gain}</td></tr>")
     rows_of_test = card["data"]["split"]["test"]["rows"]
     return (
-        f"<p>On {rows_of_test:,} showings of the test days, which no model has seen. Below each "
-        "value is its 95 % interval over readers drawn anew. Chronological, popularity and the "
-        "heuristic give no probabilities: theirs come from a logistic regression on the "
+        f"<p>On {rows_of_test:,} showings of the last days, of which no training knew. Below "
+        "each value is its 95 % interval over readers drawn anew. Chronological, popularity and "
+        "the heuristic give no probabilities: theirs come from a logistic regression on the "
         "validation days.</p>"
         f'<div class="scroll"><table><tr><th>Model</th>{heads}<th>DeepFM\'s AUC is above by</th>'
         f"</tr>{''.join(rows)}</table></div>"
@@ -185,7 +186,7 @@ def _by_segment(parts: Sequence[Segment], names: Sequence[str]) -> Figure:
                 at, value, reach, fmt="o", ms=4, lw=1.2, color=_COLOURS[name], label=_NAMES[name]
             )
         labels = [f"{part.name}\n{part.rows:,}" for part in shown]
-        axes.set_xticks(range(len(shown)), labels, fontsize=8)
+        axes.set_xticks(range(len(shown)), labels, fontsize=7)
         axes.set_title(kind, fontsize=10)
         axes.grid(axis="y", color="#eee")
     grid[0][0].set_ylabel("AUC")
@@ -218,7 +219,7 @@ def _effects(found: Sequence[Effect]) -> Figure:
         if effect.name in LOGARITHMIC:
             axes.set_xscale("symlog", linthresh=1)
     for row in grid:
-        row[0].set_ylabel("chance of a like", fontsize=8)
+        row[0].set_ylabel("chance", fontsize=8)
     return figure
 
 

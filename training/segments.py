@@ -119,7 +119,7 @@ def _by_source(test: Examples) -> _Parts:
 def _by_age(test: Examples) -> _Parts:
     age = test.features.dense[:, COLUMN["age_hours"]]
     for low, high in _AGES_H:
-        name = f"{low} h and more" if np.isinf(high) else f"{low} to {high} h"
+        name = f"{low} h +" if np.isinf(high) else f"{low}-{high} h"
         yield "age of the post", name, (age >= low) & (age < high)
 
 
