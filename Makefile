@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast train peer test-training
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast train peer test-training demo-log quality
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -103,6 +103,8 @@ peer: setup ## Holds our DeepFM against RecBole's on MovieLens-100k; installs Re
 
 test-training: setup ## Runs the tests that need PyTorch (installs it once)
 	@$(BIN)/python -m stack.environments training pytest -m training tests/training
+demo-log: setup ## Simulates readers and writes a log of feeds to learn from: .feed/demo-log (some minutes)
+	@$(BIN)/python -m training.simulation --out .feed/demo-log $(ARGS)
 
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
