@@ -84,11 +84,7 @@ class Days:
         chance = world.chance(day, reader, visit.number)
         order = random.Random(int(chance.integers(1 << 62)))
         feed = feeds.make(world, self._state, self._policy, reader, visit.at_ms, order)
-        again = np.array([post in self._state.shown[reader] for post in feed.posts.tolist()], bool)
-        likely = world.likelihood(reader, feed.posts, visit.at_ms, again)
-        # Nobody likes a post twice.
-        liked = [post in self._state.liked[reader] for post in feed.posts.tolist()]
-        likely[np.array(liked, bool)] = 0
+        likely = readers.inclination(world, self._state, reader, feed.posts, visit.at_ms)
         placed = np.array([each.index for each in feed.placed[: readers.FURTHEST]], np.int64)
         acts = readers.look(chance, likely[placed])
         feed_id = f"{self._world.seed:x}-{day}-{reader}-{visit.number}"

@@ -11,6 +11,7 @@ from feed.v1.common_pb2 import (
     CANDIDATE_SOURCE_POPULAR,
     CANDIDATE_SOURCE_SOCIAL,
 )
+from feed.v1.filter_pb2 import VERDICT_KEPT, VERDICT_PENALIZED
 from numpy.typing import NDArray
 
 from candidate_svc import rules as retrieval
@@ -26,6 +27,7 @@ Scores = NDArray[np.float32]
 PAGE_SIZE = 20
 MAX_KEPT = 150
 _POPULAR_SPARE = 2
+_KEPT = frozenset((VERDICT_KEPT, VERDICT_PENALIZED))
 _STRANGERS = frozenset(
     (CANDIDATE_SOURCE_DISCOVERY, CANDIDATE_SOURCE_POPULAR, CANDIDATE_SOURCE_EXPLORATION)
 )
@@ -209,7 +211,7 @@ def _judged(
     kept = [
         (each, fate.penalty)
         for each, fate in zip(candidates, fates, strict=True)
-        if fate.verdict in (visibility.VERDICT_KEPT, visibility.VERDICT_PENALIZED)
+        if fate.verdict in _KEPT
     ]
     return [each for each, _ in kept], np.array([penalty for _, penalty in kept], np.float32)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.simulation.world import Floats, Ints
+from training.simulation.state import State
+from training.simulation.world import Floats, Ints, World
 
 # Nobody looks further than three pages.
 FURTHEST = 60
@@ -32,6 +33,20 @@ class Acts:
     dwell_ms: Ints
     told: NDArray[np.bool_]
     liked: NDArray[np.bool_]
+
+
+def inclination(world: World, state: State, reader: int, posts: Ints, now_ms: int) -> Floats:
+    """How likely the reader likes each of these posts when they look at it now, shape (n,).
+
+    Nobody likes a post twice.
+    """
+    shown, liked = state.shown[reader], state.liked[reader]
+    numbers = posts.tolist()
+    likely = world.likelihood(
+        reader, posts, now_ms, np.array([post in shown for post in numbers], bool)
+    )
+    likely[np.array([post in liked for post in numbers], bool)] = 0
+    return likely
 
 
 def look(chance: np.random.Generator, likely: Floats) -> Acts:

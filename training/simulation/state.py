@@ -228,7 +228,7 @@ class State:
         likes = self._likes[reader][-_LIKES:]
         long = [e for e in self._showings[reader] if (e.dwell_ms or 0) >= LONG_DWELL_MS]
         dwells = sorted(long, key=lambda each: each.seen_at_ms)[-_DWELLS:]
-        ids = [each.post_id for each in (*likes, *dwells)]
+        ids = [*(each.post_id for each in likes), *(each.post_id for each in dwells)]
         interest, affinities = taste(
             likes,
             dwells,
