@@ -15,7 +15,7 @@ each place says how likely its post was there: what a log of feeds needs to judg
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from feed.v1.hydrator_pb2 import (
@@ -130,7 +130,16 @@ class _Page:
 def rerank(
     items: Sequence[Item], bounds: Bounds, exploration: Exploration | None = None
 ) -> list[Placed]:
-    """The whole feed: every item once. Equal scores stay in the order given; NaN comes last.
+    """The whole feed, as `placing` has it."""
+    return list(placing(items, bounds, exploration))
+
+
+def placing(
+    items: Sequence[Item], bounds: Bounds, exploration: Exploration | None = None
+) -> Iterator[Placed]:
+    """Place by place, every item once. Equal scores stay in the order given; NaN comes last.
+
+    Who needs only the first places need not pay for the others.
 
     Args:
         items: The candidates.
@@ -143,7 +152,6 @@ def rerank(
     left = sorted(items, key=lambda item: math.inf if math.isnan(item.score) else -item.score)
     strangers_left = sum(item.is_stranger for item in left)
     passed: dict[int, Placement.ValueType] = {}
-    placed: list[Placed] = []
     above: int | None = None
     while left:
         length = min(bounds.page_size, len(left))
@@ -162,13 +170,10 @@ def rerank(
                 reason = passed.get(item.index) or (
                     PLACEMENT_DISCOVERY_SHARE if lifted else PLACEMENT_BY_SCORE
                 )
-            placed.append(
-                Placed(item.index, reason, propensity(drawn, len(eligible), exploration), pool)
-            )
+            yield Placed(item.index, reason, propensity(drawn, len(eligible), exploration), pool)
             page.add(item)
             strangers_left -= item.is_stranger
             above = item.author_id
-    return placed
 
 
 def propensity(rank: int, pool: int, exploration: Exploration | None) -> float:

@@ -12,7 +12,6 @@ from pathlib import Path
 from training.simulation.days import Days
 from training.simulation.history import History
 from training.simulation.policies import HEURISTIC
-from training.simulation.readers import FURTHEST
 from training.simulation.served import Served
 from training.simulation.state import State
 from training.simulation.world import DAYS, DEMO, START_MS, Size, World
@@ -27,7 +26,7 @@ def simulate(out: Path, *, seed: int, days: int, size: Size) -> dict[str, int]:
     world = World(seed, size)
     state = State(world)
     history = History(out / "feast", world)
-    served = Served(out / "log", world, FURTHEST)
+    served = Served(out / "log", world)
     running = Days(world, state, HEURISTIC, history)
     counts = {"feeds": 0, "impressions": 0, "likes": 0}
     running.begin()

@@ -85,7 +85,7 @@ class Days:
         order = random.Random(int(chance.integers(1 << 62)))
         feed = feeds.make(world, self._state, self._policy, reader, visit.at_ms, order)
         likely = readers.inclination(world, self._state, reader, feed.posts, visit.at_ms)
-        placed = np.array([each.index for each in feed.placed[: readers.FURTHEST]], np.int64)
+        placed = np.array([each.index for each in feed.placed], np.int64)
         acts = readers.look(chance, likely[placed])
         feed_id = f"{self._world.seed:x}-{day}-{reader}-{visit.number}"
         showing = _showing(feed_id, visit, feed.posts[placed], acts)

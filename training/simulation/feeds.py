@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from feed.v1.common_pb2 import (
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from candidate_svc import rules as retrieval
 from candidate_svc.discovery import EXPLORATION_POOL
 from filter_svc import rules as visibility
-from hydrator_svc.rerank import Bounds, Exploration, Item, Placed, rerank
+from hydrator_svc.rerank import Bounds, Exploration, Item, Placed, placing
 from mesh.ids import first_id_at
 from ranker_svc.features import Features, Known, Subject, build
 from training.simulation.state import State
@@ -26,6 +27,8 @@ from training.simulation.world import MS_PER_DAY, MS_PER_HOUR, Ints, World
 Scores = NDArray[np.float32]
 PAGE_SIZE = 20
 MAX_KEPT = 150
+# Nobody looks further than three pages, so nobody places what comes after.
+FURTHEST = 3 * PAGE_SIZE
 _POPULAR_SPARE = 2
 _KEPT = frozenset((VERDICT_KEPT, VERDICT_PENALIZED))
 _STRANGERS = frozenset(
@@ -84,13 +87,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The whole order of a feed.
+    """A feed, as far as anybody looks.
 
     Args:
         features: Of the candidates, in the order in which they were ranked.
         posts: Numbers of the candidates, in the same order.
         scores: Less penalties, in the same order.
-        placed: The order.
+        placed: Its first places.
     """
 
     features: Features
@@ -114,7 +117,8 @@ def make(
     ]
     bounds = Bounds(PAGE_SIZE, policy.mesh.share_min, policy.mesh.share_max)
     exploration = Exploration(policy.mesh.epsilon, policy.mesh.epsilon_pool, chance)
-    return Feed(features, posts, scores, rerank(items, bounds, exploration))
+    placed = list(islice(placing(items, bounds, exploration), FURTHEST))
+    return Feed(features, posts, scores, placed)
 
 
 def _candidates(
@@ -153,11 +157,13 @@ def _found(
         )
         return retrieval.ranked(strangers[:limit], authors, CANDIDATE_SOURCE_POPULAR)
     first = int(np.searchsorted(world.posts.ids, oldest_id))
-    rows = np.arange(first, state.published)
-    rows = rows[~np.isin(world.posts.author[rows], list(excluded))]
-    similar = world.posts.embedding[rows] @ interest
+    similar = world.posts.embedding[first : state.published] @ interest
+    barred = np.zeros(world.size.users, bool)
+    barred[list(excluded)] = True
+    similar[barred[world.posts.author[first : state.published]]] = -np.inf
     nearest = np.argsort(-similar, kind="stable")[:limit]
-    authors = _authors(world, rows[nearest])
+    nearest = nearest[np.isfinite(similar[nearest])]
+    authors = _authors(world, first + nearest)
     return [
         retrieval.Candidate(post_id, author_id, CANDIDATE_SOURCE_DISCOVERY, score)
         for (post_id, author_id), score in zip(

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.simulation.feeds import FURTHEST
 from training.simulation.state import State
 from training.simulation.world import Floats, Ints, World
 
-# Nobody looks further than three pages.
-FURTHEST = 60
 _TYPICAL_PLACES = 24.0
 _OPENING_MS = 800
 _LONGEST_MS = 40_000

@@ -25,13 +25,11 @@ class Served:
     Args:
         root: Of the log.
         world: Whose feeds they are.
-        places: How many places of each feed are kept; nobody sees those below.
     """
 
-    def __init__(self, root: Path, world: World, places: int) -> None:
+    def __init__(self, root: Path, world: World) -> None:
         self._log = ParquetLog(root)
         self._world = world
-        self._places = places
         self._waiting: dict[Kind, list[pa.Table]] = {kind: [] for kind in Kind}
 
     def add(self, feed: Feed, version: str, served_ms: int, showing: Showing) -> None:
@@ -48,7 +46,7 @@ class Served:
                 tables.clear()
 
     def _served(self, feed: Feed, version: str, served_ms: int, user_id: int, feed_id: str) -> None:
-        placed = feed.placed[: self._places]
+        placed = feed.placed
         if not placed:
             return
         order = np.array([each.index for each in placed])

@@ -53,7 +53,7 @@ class Size:
     posts: float
 
 
-DEMO = Size(users=1_000, authors=250, visits=3.9, posts=1.3)
+DEMO = Size(users=1_200, authors=300, visits=3.5, posts=3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class World:
             + self._quality[posts]
             + self._for_media[reader] * found.has_media[posts]
             - 0.35 * np.log1p(hours / 12)
-            - 1.5 * again
+            - 0.7 * again
         )
         likely: Floats = 1 / (1 + np.exp(-wish))
         return likely
