@@ -105,10 +105,10 @@ test-training: setup ## Runs the tests that need PyTorch (installs it once)
 	@$(BIN)/python -m stack.environments training pytest -m training tests/training
 # Products of some thousand rows: threads that wait for one another cost more than they bring.
 demo-log: setup ## Simulates readers and writes a log of feeds to learn from: .feed/demo-log (some minutes)
-	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m training.simulation --out .feed/demo-log $(ARGS)
+	@$(BIN)/python -m training.simulation --out .feed/demo-log $(ARGS)
 
 quality: setup ## Shows what the promoted model is worth to simulated readers; ARGS="--version N" for another
-	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m training.simulation.quality $(ARGS)
+	@$(BIN)/python -m training.simulation.quality $(ARGS)
 
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -160,7 +160,7 @@ def test_features_are_what_the_history_says_of_that_moment(
             "reader_avg_engagement_rate": np.float32(user["avg_engagement_rate"]),
         }.items() <= row.items()
         embedding = np.array(json.loads(post["embedding_json"]), np.float32)
-        interest = user["interest_vector_json"]
+        interest = user.get("interest_vector_json")
         [similar] = similarities(
             None if interest is None else np.array(json.loads(interest), np.float32),
             [PostFeatures(0, 0, False, 0, embedding)],

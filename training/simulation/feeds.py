@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from feed.v1.common_pb2 import (
@@ -151,17 +152,15 @@ def _found(
 ) -> list[retrieval.Candidate]:
     interest = state.users[reader].interest_vector
     if interest is None:
-        hottest = np.argsort(-state.hotness[: state.published], kind="stable")
-        strangers, authors = _strangers(
-            world, hottest[: limit * _POPULAR_SPARE], excluded, oldest_id
-        )
+        hottest = _first(-state.hotness[: state.published], limit * _POPULAR_SPARE)
+        strangers, authors = _strangers(world, hottest, excluded, oldest_id)
         return retrieval.ranked(strangers[:limit], authors, CANDIDATE_SOURCE_POPULAR)
     first = int(np.searchsorted(world.posts.ids, oldest_id))
     similar = world.posts.embedding[first : state.published] @ interest
     barred = np.zeros(world.size.users, bool)
     barred[list(excluded)] = True
     similar[barred[world.posts.author[first : state.published]]] = -np.inf
-    nearest = np.argsort(-similar, kind="stable")[:limit]
+    nearest = _first(-similar, limit)
     nearest = nearest[np.isfinite(similar[nearest])]
     authors = _authors(world, first + nearest)
     return [
@@ -170,6 +169,12 @@ def _found(
             authors.items(), similar[nearest].tolist(), strict=True
         )
     ]
+
+
+def _first(keys: NDArray[np.floating[Any]], limit: int) -> Ints:
+    """Where the least keys are, in their order."""
+    few = np.argpartition(keys, limit)[:limit] if len(keys) > limit else np.arange(len(keys))
+    return few[np.argsort(keys[few], kind="stable")]
 
 
 def _strangers(

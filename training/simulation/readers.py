@@ -39,13 +39,20 @@ def inclination(world: World, state: State, reader: int, posts: Ints, now_ms: in
 
     Nobody likes a post twice.
     """
-    shown, liked = state.shown[reader], state.liked[reader]
-    numbers = posts.tolist()
-    likely = world.likelihood(
-        reader, posts, now_ms, np.array([post in shown for post in numbers], bool)
+    shown, liked = (
+        _among(posts, numbers, len(world.posts))
+        for numbers in (state.shown[reader], state.liked[reader])
     )
-    likely[np.array([post in liked for post in numbers], bool)] = 0
+    likely = world.likelihood(reader, posts, now_ms, shown)
+    likely[liked] = 0
     return likely
+
+
+def _among(posts: Ints, numbers: set[int], count: int) -> NDArray[np.bool_]:
+    """Which of the posts are among the numbers, all below `count`."""
+    there = np.zeros(count, bool)
+    there[list(numbers)] = True
+    return np.asarray(there[posts])
 
 
 def look(chance: np.random.Generator, likely: Floats) -> Acts:
