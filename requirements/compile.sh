@@ -25,3 +25,8 @@ printf 'setuptools>=80\nuv>=0.9\n' | "${pin[@]}" ../pyproject.toml - --extra dev
 # pkg_resources of an older setuptools.
 printf 'recbole==1.2.1\nnumpy<2\npandas<2.2\nsetuptools<81\nscipy<1.14\ntorch>=2.9\n' |
     "${pin[@]}" - --output-file recbole.txt
+# The Open Bandit Pipeline, for off-policy estimates (docs/decisions/0026): what its estimators
+# import, and what installs and builds it; then itself, which says that it is for older Pythons.
+printf '%s\n' 'numpy>=2.2' 'pandas>=2.3' 'scipy>=1.16' 'scikit-learn>=1.7' 'pyyaml>=6' 'pip>=25' \
+    'poetry-core>=2' | "${pin[@]}" - --constraints all.txt --output-file off-policy.txt
+printf 'obp==0.5.7\n' | "${pin[@]}" - --no-deps --output-file obp.txt
