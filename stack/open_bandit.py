@@ -1,11 +1,20 @@
-"""The Open Bandit Pipeline, in an environment of its own."""
+"""The Open Bandit Pipeline, in an environment of its own.
 
+`python -m stack.open_bandit MODULE ...` runs a module of this checkout there.
+"""
+
+import argparse
 import asyncio
 import os
+import sys
 from pathlib import Path
 
+from mesh import logs
+from mesh.errors import FeedError
+from mesh.settings import Settings
 from stack import environments
 from stack.installing import once, run
+from stack.place import Place
 
 NAME = "off-policy"
 _PINS = environments.pins("obp")
@@ -44,3 +53,21 @@ async def run_module(cache: Path, module: str, *arguments: str) -> int:
     return await environments.run_module(
         cache, NAME, module, *arguments, env={"PYTHONPATH": os.pathsep.join(map(str, paths))}
     )
+
+
+def main() -> None:
+    """Exits with the module's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m stack.open_bandit")
+    parser.add_argument("module")
+    options, arguments = parser.parse_known_args()
+    settings = Settings()
+    logs.setup(settings)
+    try:
+        cache = Place.of(settings).cache
+        sys.exit(asyncio.run(run_module(cache, options.module, *arguments)))
+    except FeedError as error:
+        sys.exit(f"the Open Bandit Pipeline cannot be had: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ A place's post was drawn from its pool (hydrator_svc/rerank.py, docs/decisions/0
 its reader saw it. Pure, but for the reading.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Self
@@ -142,7 +143,7 @@ class Choices:
     @property
     def size(self) -> Ids:
         """How many posts each pool has, int64 (n,)."""
-        return (self.pool >= 0).sum(axis=1)
+        return np.count_nonzero(self.pool >= 0, axis=1).astype(np.int64)
 
     def logged(self) -> Chances:
         """How likely each column of `pool` was, (n, k)."""
@@ -178,30 +179,26 @@ class _Likes:
     """
 
     def __init__(self, log: FeedLog, first: date | None) -> None:
-        columns = ["user_id", "post_id", "action", "at"]
-        found = log.read(Kind.ENGAGEMENTS, first, None, columns).sort_by(
-            [("user_id", "ascending"), ("post_id", "ascending"), ("at", "ascending")]
-        )
-        user, post = _numbers(found, "user_id"), _numbers(found, "post_id")
-        self._of: dict[tuple[int, int], slice] = {}
-        starts = np.flatnonzero(
-            np.r_[True, (user[1:] != user[:-1]) | (post[1:] != post[:-1])][: len(user)]
-        )
-        for start, end in zip(starts, np.r_[starts[1:], len(user)].astype(int), strict=True):
-            self._of[int(user[start]), int(post[start])] = slice(int(start), int(end))
-        self._at = _milliseconds(found["at"])
-        self._is_like = np.asarray(pc.equal(found["action"], "like").to_numpy(), bool)
+        found = log.read(
+            Kind.ENGAGEMENTS, first, None, ["user_id", "post_id", "action", "at"]
+        ).sort_by("at")
+        columns = (found["user_id"], found["post_id"], found["action"])
+        user, post, action = (column.to_pylist() for column in columns)
+        at = _milliseconds(found["at"]).tolist()
+        # What each reader did with each post, in order.
+        self._acts: defaultdict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
+        for row, pair in enumerate(zip(user, post, strict=True)):
+            self._acts[pair].append((at[row], action[row]))
 
     def of(self, reader: Ids, post: Ids, seen_at: Ids) -> NDArray[np.float32]:
         """1 where the last thing that the reader did in time after `seen_at` was to like it."""
-        liked = np.zeros(len(reader), np.float32)
-        for row, pair in enumerate(zip(reader.tolist(), post.tolist(), strict=True)):
-            if (mine := self._of.get(pair)) is not None:
-                at = self._at[mine]
-                in_time = (at >= seen_at[row]) & (at <= seen_at[row] + LIKED_WITHIN_MS)
-                done = self._is_like[mine][in_time]
-                liked[row] = len(done) > 0 and done[-1]
-        return liked
+        rows = zip(reader.tolist(), post.tolist(), seen_at.tolist(), strict=True)
+        return np.array([self._liked(*row) for row in rows], np.float32)
+
+    def _liked(self, reader: int, post: int, seen_at: int) -> bool:
+        acts = self._acts.get((reader, post), [])
+        in_time = [what for at, what in acts if 0 <= at - seen_at <= LIKED_WITHIN_MS]
+        return in_time[-1:] == ["like"]
 
 
 def _shown(log: FeedLog, first: date | None) -> pa.Table:
