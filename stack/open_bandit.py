@@ -51,7 +51,15 @@ async def run_module(cache: Path, module: str, *arguments: str) -> int:
     folder = await package(cache)
     paths = (environments.ROOT, environments.ROOT / "stubs", folder)
     return await environments.run_module(
-        cache, NAME, module, *arguments, env={"PYTHONPATH": os.pathsep.join(map(str, paths))}
+        cache,
+        NAME,
+        module,
+        *arguments,
+        env={
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            # Gradient boosting's threads spin while they wait, which takes minutes on busy cores.
+            "OMP_WAIT_POLICY": "PASSIVE",
+        },
     )
 
 

@@ -143,7 +143,8 @@ class Choices:
     @property
     def size(self) -> Ids:
         """How many posts each pool has, int64 (n,)."""
-        return np.count_nonzero(self.pool >= 0, axis=1).astype(np.int64)
+        sizes: Ids = np.count_nonzero(self.pool >= 0, axis=1)
+        return sizes
 
     def logged(self) -> Chances:
         """How likely each column of `pool` was, (n, k)."""

@@ -89,8 +89,8 @@ class Journal:
 class World:
     """Feeds over three days, ordered by random scores.
 
-    The greater a post's `topic_similarity`, the more readers like it; `age_hours` tells the order of
-    the log's scores.
+    The greater a post's `topic_similarity`, the more readers like it; `age_hours` tells the order
+    of the log's scores.
     """
 
     feeds: int
