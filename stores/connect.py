@@ -23,7 +23,6 @@ from stores.mailboxes.port import MailboxStore
 from stores.media.port import MediaStore, UploadStore
 from stores.outbox.port import Outbox
 from stores.posts.port import PostStore
-from stores.registry.port import ModelRegistry
 from stores.snapshots.port import SnapshotStore
 from stores.users.port import UserStore
 from stores.vectors.port import VectorStore
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from stores.features.feast_client import FeastClient
     from stores.media.s3 import S3MediaStore
+    from stores.registry.folder import FolderRegistry
     from stores.sql.database import Database
 
 
@@ -157,7 +157,7 @@ class Connections:
         self._expect("log_url", "file")
         return ParquetLog(self._path("log_url"))
 
-    def registry(self) -> ModelRegistry:
+    def registry(self) -> "FolderRegistry":
         from stores.registry.folder import FolderRegistry
 
         self._expect("registry_url", "file")

@@ -17,7 +17,7 @@ ALLOWED = {
     "gateway": {"stores", "mesh"},
     "workers": {"stores", "mesh"},
     **{service: {"stores", "mesh"} for service in SERVICES},
-    "cli": {"stores", "mesh", "workers", "local", "stack"},
+    "cli": {"stores", "mesh", "workers", "local", "stack", "training"},
     "local": OURS - {"tests", "bench", "stack", "training"},
     "stack": OURS - {"tests", "bench", "cli", "training"},
     # It ranks as the ranker does, and orders as the hydrator does.

@@ -32,7 +32,7 @@ def _by_formula(ranked: Ranked) -> Scores:
 
 CHRONOLOGICAL = Policy("chronological", _newest)
 RANDOM = Policy("random", _drawn)
-HEURISTIC = Policy(heuristic.HeuristicScorer.version, _by_formula)
+HEURISTIC = Policy(heuristic.VERSION, _by_formula)
 
 
 def by_model(file: Path) -> Policy:
