@@ -60,9 +60,9 @@ class Recipe:
     epochs: int = 30
     patience: int = 2
     hidden_ids: tuple[int, ...] = ()
-    drop: float = 0.05
+    drop: float = 0.1
     memory: float = 0.99
-    penalty: float = 1e-3
+    penalty: float = 1e-2
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,19 +99,21 @@ def test_an_export_that_differs_is_refused_and_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_ids_and_nulls_have_scores_near_those_of_the_known(
-    trained: model.Model, split: Split
-) -> None:
+@pytest.mark.parametrize("column", [0, 1], ids=["reader", "author"])
+def test_nobody_is_scored_as_anybody(trained: model.Model, split: Split, column: int) -> None:
+    ids = split.test.features.ids.copy()
+    ids[:, column] = 0
+    likes = _like(trained, Features(split.test.features.dense, ids)).mean()
+    assert likes == pytest.approx(float(split.test.like.mean()), abs=0.08)
+
+
+def test_new_ids_have_scores_and_nulls_those_of_zero(trained: model.Model, split: Split) -> None:
     known = split.test.features
-    nobody = known.ids.copy()
-    nobody[:, :2] = 0
-    scores = trained.predict(Features(known.dense, nobody))
-    assert np.isfinite(scores).all()
-    assert scores[:, 1].mean() == pytest.approx(float(split.test.like.mean()), abs=0.05)
-    broken = known.dense.copy()
-    broken[:, :] = np.nan
-    zeros = trained.predict(Features(np.zeros_like(broken), known.ids))
-    np.testing.assert_array_equal(trained.predict(Features(broken, known.ids)), zeros)
+    new = trained.predict(Features(known.dense, known.ids + 10**12))
+    assert ((new > 0) & (new < 1)).all()
+    nulls = trained.predict(Features(np.full_like(known.dense, np.nan), known.ids))
+    zeros = trained.predict(Features(np.zeros_like(known.dense), known.ids))
+    np.testing.assert_array_equal(nulls, zeros)
 
 
 def test_numbers_far_beyond_those_of_training_have_the_scores_of_the_furthest(
