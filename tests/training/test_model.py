@@ -15,7 +15,7 @@ from tests.training import planted
 from training.evaluation import auc
 from training.split import Split, by_days
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
 torch = pytest.importorskip("torch")
 
 from training import baselines, export, inference, model  # noqa: E402 - they need torch
