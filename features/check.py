@@ -88,6 +88,7 @@ def _cached_post(fields: dict[bytes, bytes]) -> Row:
         "has_media": fields.get(b"has_media") == b"1",
         "author_id": int(fields[b"author_id"]) if fields else 0,
         "embedding_json": fields.get(b"embedding"),
+        "topic": fields.get(b"topic", b"").decode(),
     }
 
 

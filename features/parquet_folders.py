@@ -5,16 +5,24 @@ push grows with the history, and a crash meanwhile leaves half a file.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from feast import FeatureView, RepoConfig
+from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
+from feast.infra.offline_stores.offline_store import RetrievalJob
+from feast.infra.registry.base_registry import BaseRegistry
 from feast.types import from_feast_to_pyarrow_type
+
+_TIMESTAMP = "event_timestamp"
 
 
 class ParquetFoldersOfflineStoreConfig(DaskOfflineStoreConfig):
@@ -26,7 +34,32 @@ class ParquetFoldersOfflineStoreConfig(DaskOfflineStoreConfig):
 
 
 class ParquetFoldersOfflineStore(DaskOfflineStore):
-    """Reads as its base does, which takes a folder for a file; writes add a file."""
+    """Reads as its base does, which takes a folder for a file; writes add a file.
+
+    Except values of the past: the base joins each row with all that its key ever had, makes floats
+    of ids where one is missing, and does not tell from when a value is.
+    """
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+    ) -> RetrievalJob:
+        """The newest row of a key that is not after the entity's time, nor older than the ttl.
+
+        Also has `<view>__event_timestamp`, when that row was written. Full feature names only.
+        """
+        if not full_feature_names:
+            raise ValueError("ask with full_feature_names=True")
+        asked = _by_view(feature_refs)
+        return AsOf(
+            entity_df, [(view, asked[view.projection.name_to_use()]) for view in feature_views]
+        )
 
     @staticmethod
     def offline_write_batch(
@@ -67,9 +100,17 @@ def add(into: Path, table: pa.Table) -> None:
 
 
 def add_columns(view: FeatureView) -> None:
-    """A file without rows, unless there is one: Feast looks for a source's columns in its files."""
-    if not any(folder(view).glob("[!.]*.parquet")):
+    """Gives each file all of the view's columns, which Feast looks for; a file if there is none.
+
+    Columns that came to the view after a file was written are null there.
+    """
+    files = sorted(folder(view).glob("[!.]*.parquet"))
+    if not files:
         add(folder(view), schema(view).empty_table())
+    for file in files:
+        if pq.read_schema(file).names != schema(view).names:
+            add(folder(view), pq.read_table(file, schema=schema(view)))
+            file.unlink()
 
 
 def compact(view: FeatureView) -> int:
@@ -85,3 +126,87 @@ def compact(view: FeatureView) -> int:
         for file in files:
             file.unlink()
     return int(table.num_rows)
+
+
+class AsOf(RetrievalJob):
+    """Joins when its rows are asked for.
+
+    Args:
+        entities: With `event_timestamp`, in UTC, and join keys that are never null.
+        wanted: Views, and names of their features.
+    """
+
+    def __init__(
+        self, entities: pd.DataFrame, wanted: Sequence[tuple[FeatureView, Sequence[str]]]
+    ) -> None:
+        self._entities, self._wanted = entities, wanted
+
+    @property
+    def full_feature_names(self) -> bool:
+        return True
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        return []
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        table = pa.Table.from_pandas(self._entities, preserve_index=False)
+        for view, names in self._wanted:
+            source = _history(view, names, self._entities[_TIMESTAMP])
+            # Taken from by number, not merged: so integers remain what they are beside a null.
+            rows = source.take(_newest(self._entities, source, view))
+            for name in (*names, _TIMESTAMP):
+                table = table.append_column(f"{view.name}__{name}", rows[name])
+        return table
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+
+def _by_view(references: Sequence[str]) -> dict[str, list[str]]:
+    asked: dict[str, list[str]] = {}
+    for reference in references:
+        view, _, name = reference.partition(":")
+        asked.setdefault(view, []).append(name)
+    return asked
+
+
+def _history(view: FeatureView, names: Sequence[str], times: pd.Series) -> pa.Table:
+    """The view's rows that may be of use at these times, each vector's text but once."""
+    columns = [*view.join_keys, *names, _TIMESTAMP]
+    wanted = pa.schema([_compact(schema(view).field(name)) for name in columns])
+    rows = [
+        _read(file, wanted, times.min() - view.ttl, times.max())
+        for file in sorted(folder(view).glob("[!.]*.parquet"))
+    ]
+    return pa.concat_tables(rows).unify_dictionaries() if rows else wanted.empty_table()
+
+
+def _read(file: Path, wanted: pa.Schema, first: datetime, last: datetime) -> pa.Table:
+    """Rows of a file from `first` to `last`; nulls in columns that it does not have."""
+    time = ds.field(_TIMESTAMP)
+    return ds.dataset(file, wanted).to_table(filter=(time >= first) & (time <= last))
+
+
+def _compact(field: pa.Field) -> pa.Field:
+    """Texts as numbers into a list of those that there are: vectors are some 5 kB."""
+    if not pa.types.is_string(field.type):
+        return field
+    return field.with_type(pa.dictionary(pa.int32(), pa.string()))
+
+
+def _newest(entities: pd.DataFrame, source: pa.Table, view: FeatureView) -> pa.Array:
+    """Number of the row of the source for each of the entities, or null."""
+    keys = list(view.join_keys)
+    left = entities[[*keys, _TIMESTAMP]].assign(asked=np.arange(len(entities)))
+    right = source.select([*keys, _TIMESTAMP]).to_pandas().assign(row=np.arange(len(source)))
+    left[_TIMESTAMP] = left[_TIMESTAMP].astype(right[_TIMESTAMP].dtype)
+    joined = pd.merge_asof(
+        left.sort_values(_TIMESTAMP, kind="stable"),
+        # Of rows of one time, the last that was written.
+        right.sort_values(_TIMESTAMP, kind="stable"),
+        on=_TIMESTAMP,
+        by=keys,
+        tolerance=pd.Timedelta(view.ttl) if view.ttl else None,
+    ).sort_values("asked")
+    return pa.array(joined["row"].astype("Int64"))

@@ -1,5 +1,6 @@
 """The three views that ranking reads.
 
+`topic` is the post's first tag, empty where it has none, null in rows from before it was kept.
 `*_json` is a unit vector of 384 float32 numbers as a JSON array. A post that is no more has
 the author 0; a pair that is no more has an affinity of 0. What never was has null everywhere.
 
@@ -38,6 +39,7 @@ post_stats = FeatureView(
         Field(name="has_media", dtype=Bool),
         Field(name="author_id", dtype=Int64),
         Field(name="embedding_json", dtype=String),
+        Field(name="topic", dtype=String),
     ],
     source=sources.post_stats,
 )

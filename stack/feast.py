@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from mesh import logs
-from mesh.errors import FeedError
+from mesh.errors import FeedError, Internal
 from mesh.settings import Settings
 from stack import environments
 from stack.place import HOST, Place, Port
@@ -35,6 +35,35 @@ def environment(place: Place) -> Mapping[str, str]:
         # Where its web server puts a socket; by default two servers of one user share it.
         "XDG_RUNTIME_DIR": str(folder),
     }
+
+
+async def historical(cache: Path, data: Path, folder: Path) -> None:
+    """Adds values of the past to a folder of entities, as features/historical.py says.
+
+    Args:
+        cache: Where Feast's environment is, or will be.
+        data: FEED_FEAST_DATA of the Feast whose values they are; only read.
+        folder: With `<view>.parquet` files; `<view>-values.parquet` come beside them.
+
+    Raises:
+        FailedPrecondition: Feast does not install.
+        Internal: It does not give them.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(str(await python(cache)), str(REPOSITORY / "historical.py"), "--folder", str(folder)),
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "FEED_FEAST_PROJECT": "feedmesh",
+            "FEED_FEAST_DATA": str(data.resolve()),
+            # No online value is read.
+            "FEED_FEAST_REDIS": f"{HOST}:0",
+            "FEAST_USAGE": "False",
+            "PYTHONWARNINGS": "ignore",
+        },
+    )
+    if await process.wait():
+        raise Internal("Feast's values of the past cannot be had.")
 
 
 async def command(settings: Settings, name: str, arguments: list[str]) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
@@ -56,7 +56,7 @@ class FeastFeatureStore(RecordedFeatureStore):
             return []
         async with self._asking(
             POST_STATS,
-            ("author_id", "like_count", "has_media"),
+            ("author_id", "like_count", "has_media", "topic"),
             {"post_id": post_ids},
             _post,
         ) as asked:
@@ -112,11 +112,23 @@ class FeastFeatureStore(RecordedFeatureStore):
             asked.cancel()
 
 
-def _post(author_id: Any, like_count: Any, has_media: Any) -> PostFeatures | None:
-    if int(author_id) == NO_AUTHOR:
-        return None
-    return PostFeatures(
-        int(author_id), int(like_count or 0), bool(has_media), viewer_count=0, embedding=None
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """A post's row in Feast; of a post that is no more, the author is 0.
+
+    Args:
+        topic: None in a row from before topics were kept there.
+    """
+
+    author_id: int
+    like_count: int
+    has_media: bool
+    topic: str | None
+
+
+def _post(author_id: Any, like_count: Any, has_media: Any, topic: Any) -> _Post:
+    return _Post(
+        int(author_id), int(like_count or 0), bool(has_media), None if topic is None else str(topic)
     )
 
 
@@ -127,10 +139,17 @@ def _parsed(rows: _Rows, parse: Callable[..., T | None]) -> list[T | None]:
         raise Internal("Feast answered with other types.") from error
 
 
-def _merged(ours: PostFeatures | None, theirs: PostFeatures | None) -> PostFeatures | None:
-    """Feast's values, with the viewers, the vector and the topic that only the cache has."""
-    if ours is None or theirs is None:
-        return theirs if ours is None else ours
+def _merged(ours: PostFeatures | None, theirs: _Post | None) -> PostFeatures | None:
+    """Feast's values, with the viewers and the vector that only the cache has."""
+    if theirs is None or theirs.author_id == NO_AUTHOR:
+        return ours
+    cached = ours or PostFeatures(
+        theirs.author_id, theirs.like_count, theirs.has_media, viewer_count=0, embedding=None
+    )
     return replace(
-        theirs, viewer_count=ours.viewer_count, embedding=ours.embedding, topic=ours.topic
+        cached,
+        author_id=theirs.author_id,
+        like_count=theirs.like_count,
+        has_media=theirs.has_media,
+        topic=cached.topic if theirs.topic is None else theirs.topic,
     )

@@ -135,6 +135,7 @@ def _post(post_id: int, post: PostFeatures | None) -> Row:
         "has_media": False if post is None else post.has_media,
         "author_id": NO_AUTHOR if post is None else post.author_id,
         "embedding_json": None if post is None else vector_json(post.embedding),
+        "topic": "" if post is None else post.topic,
     }
 
 
