@@ -55,7 +55,7 @@ async def historical(cache: Path, data: Path, folder: Path) -> None:
         env={
             **os.environ,
             "FEED_FEAST_PROJECT": "feedmesh",
-            "FEED_FEAST_DATA": str(data.resolve()),
+            "FEED_FEAST_DATA": str(await asyncio.to_thread(data.resolve)),
             # No online value is read.
             "FEED_FEAST_REDIS": f"{HOST}:0",
             "FEAST_USAGE": "False",
