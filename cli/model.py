@@ -19,18 +19,24 @@ _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 @model.command()
 def train(
     examples: Annotated[Path, _EXAMPLES],
-    log: Annotated[str, typer.Option(help="Where the examples come from, for the card.")] = "",
+    log: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="The log that the examples come from."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 1,
 ) -> None:
     """Adds a version to the registry: trained, evaluated, with a report. Takes minutes.
 
-    PyTorch and what else it needs is installed once, into an environment of its own.
+    Without the log there are no off-policy estimates, which promotion asks for. PyTorch and what
+    else it needs is installed once, into an environment of its own.
     """
     from stack import environments
     from stack.place import Place
 
     cache = Place.of(Settings()).cache
-    arguments = ("--examples", str(examples), "--log", log, "--seed", str(seed))
+    arguments = ["--examples", str(examples), "--seed", str(seed)]
+    if log is not None:
+        arguments += ["--log", str(log)]
     training = environments.run_module(cache, environments.TRAINING, "training", *arguments)
     try:
         code = asyncio.run(training)

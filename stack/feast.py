@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from mesh import logs
 from mesh.errors import FeedError, Internal
@@ -49,8 +50,9 @@ async def historical(cache: Path, data: Path, folder: Path) -> None:
         FailedPrecondition: Feast does not install.
         Internal: It does not give them.
     """
+    interpreter = await environments.python(cache, ENVIRONMENT)
     process = await asyncio.create_subprocess_exec(
-        *(str(await python(cache)), str(REPOSITORY / "historical.py"), "--folder", str(folder)),
+        *(str(interpreter), str(REPOSITORY / "historical.py"), "--folder", str(folder)),
         cwd=REPOSITORY,
         env={
             **os.environ,

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mesh.errors import FeedError
 from mesh.settings import Settings
 from stores.connect import Connections
 from stores.registry.folder import CARD, MODEL, FolderRegistry
-from training import baselines, report
+from training import baselines, off_policy, report
 from training.evaluation import Evaluation, Scores, model_scores
 from training.examples import Examples
 from training.export import export
@@ -40,7 +40,9 @@ def main() -> None:
     """Exits with a line that says why when there is no version in the end."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--examples", type=Path, required=True, help="the .npz of training.dataset")
-    parser.add_argument("--log", default="", help="where the examples come from, for the card")
+    parser.add_argument(
+        "--log", type=Path, help="the log that the examples come from, for off-policy estimates"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # The net is small: two threads that wait for one another on busy cores took ten times as long.
@@ -50,17 +52,18 @@ def main() -> None:
     try:
         split = by_days(Examples.read(options.examples))
         registry = Connections(settings).registry()
-        log = options.log or str(options.examples)
-        number = add_version(registry, split, weights, log, options.seed)
+        number = add_version(registry, split, weights, options.log, options.seed)
     except (FeedError, ValueError, OSError) as error:
         sys.exit(f"no new version: {error}")
     _console.print(f"version {number}: {registry.folder(number) / report.FILE}")
 
 
 def add_version(
-    registry: FolderRegistry, split: Split, weights: Weights, log: str, seed: int
+    registry: FolderRegistry, split: Split, weights: Weights, log: Path | None, seed: int
 ) -> int:
     """Trains on the split and adds a version to the registry; returns its number.
+
+    Without the log there are no off-policy estimates, and so it is not to be promoted.
 
     Raises:
         ValueError: The weights are both 0, or the exported model differs from the trained one.
@@ -88,8 +91,7 @@ def add_version(
             "metrics": metrics,
             "auc_gain": gains,
             "parity": parity,
-            # CALL SITE of training/off_policy.py: `estimate` of folder / MODEL on the log.
-            "off_policy": None,
+            "off_policy": _off_policy(log, folder / MODEL, split.test),
             "weights": asdict(weights),
             "training": {
                 "epochs": len(epochs),
@@ -154,10 +156,21 @@ def _measured(
     return metrics, gains
 
 
-def _described(split: Split, log: str) -> dict[str, Any]:
+def _off_policy(log: Path | None, model: Path, test: Examples) -> dict[str, Any] | None:
+    """Of the test days, which the model has not learned from."""
+    if log is None:
+        return None
+    _say("estimating what it would have earned in the log's feeds")
+    first, last = (date.fromisoformat(day(at)) for at in test.shown_at_ms[[0, -1]])
+    estimates = off_policy.estimate(log, model, first, last)
+    _console.print(off_policy.table(estimates))
+    return estimates
+
+
+def _described(split: Split, log: Path | None) -> dict[str, Any]:
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     return {
-        "log": log,
+        "log": str(log or ""),
         "rows": sum(map(len, parts.values())),
         "first_day": day(split.train.shown_at_ms.min()),
         "last_day": day(split.test.shown_at_ms.max()),

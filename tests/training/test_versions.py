@@ -22,7 +22,7 @@ from training.model import Weights  # noqa: E402
 def registry(tmp_path_factory: pytest.TempPathFactory) -> FolderRegistry:
     registry = FolderRegistry(tmp_path_factory.mktemp("registry"))
     split = by_days(planted.examples(6_000))
-    assert add_version(registry, split, Weights(1, 0.25), "a log", seed=1) == 1
+    assert add_version(registry, split, Weights(1, 0.25), None, seed=1) == 1
     return registry
 
 
