@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast train peer test-training demo-log quality off-policy-check
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast train peer test-training demo-log quality off-policy-check skew
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -111,6 +111,8 @@ quality: setup ## Shows what the promoted model is worth to simulated readers; A
 	@$(BIN)/python -m training.simulation.quality $(ARGS)
 off-policy-check: setup ## Holds off-policy estimates against the truth, on a real log (installs it once)
 	@$(BIN)/python -m stack.open_bandit training.open_bandit_check
+skew: setup ## Holds 10,000 logged candidates' features against Feast's historical ones; LOG=FOLDER (.feed/demo-log)
+	@$(BIN)/python -m training.skew --log $(or $(LOG),.feed/demo-log)/log --feast $(or $(LOG),.feed/demo-log)/feast
 
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
