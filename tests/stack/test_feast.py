@@ -114,6 +114,7 @@ async def push_online(url: str, post_id: int, like_count: int) -> None:
         "has_media": [True],
         "author_id": [1],
         "embedding_json": [None],
+        "topic": [""],
         "event_timestamp": [datetime.now(UTC).isoformat()],
     }
     body = {"push_source_name": "post_stats_push", "df": row, "to": "online"}
@@ -134,10 +135,11 @@ async def test_feast_s_values_are_served(feast: FeastClient, redis_client: Redis
             "has_media": [False],
             "author_id": [2**62 + 1],
             "embedding_json": [None],
+            "topic": ["tea"],
             "event_timestamp": ["2026-01-01T00:00:00.000001+00:00"],
         },
     )
-    expected = PostFeatures(2**62 + 1, 40, False, 0, None)
+    expected = PostFeatures(2**62 + 1, 40, False, 0, None, topic="tea")
     assert await read(store, [unknown, post]) == ([None, expected], [])
 
 
@@ -157,7 +159,7 @@ async def test_a_post_s_features_reach_feast_by_the_workers(
             async def arrived() -> bool:
                 [row] = await feast.read(
                     "post_stats",
-                    ["author_id", "like_count", "has_media", "embedding_json"],
+                    ["author_id", "like_count", "has_media", "embedding_json", "topic"],
                     {"post_id": [post]},
                 )
                 [stats] = await feast.read(
@@ -170,6 +172,7 @@ async def test_a_post_s_features_reach_feast_by_the_workers(
                 )
                 assert row[:3] == (author, 1, False)
                 assert row[3] is not None
+                assert row[4] == "tea"
                 assert stats[0] == 1
                 assert stats[1] > 0
                 assert pair[0] is not None

@@ -122,9 +122,11 @@ async def test_stored_values_are_feast_s_and_the_rest_is_the_cache_s(
             post_stats__author_id=["8"],
             post_stats__like_count=[40],
             post_stats__has_media=[False],
+            post_stats__topic=["tea"],
         )
         [known], degraded = await read(store, [post])
         assert (known.author_id, known.like_count, known.has_media) == (8, 40, False)
+        assert known.topic == "tea"
         assert known.viewer_count == 1
         np.testing.assert_array_equal(known.embedding, unit_vector(1))
         assert degraded == []
@@ -154,6 +156,7 @@ async def test_what_feast_does_not_know_yet_comes_from_the_cache(
         post_stats__author_id=[None, 0],
         post_stats__like_count=[None, 0],
         post_stats__has_media=[None, False],
+        post_stats__topic=[None, ""],
     )
     async with store_at(feast.url, redis_client) as store:
         cached = await put(store, fresh)
@@ -175,7 +178,8 @@ WRONG: dict[str, tuple[int, object]] = {
         {
             "metadata": {
                 "feature_names": [
-                    f"post_stats__{name}" for name in ("author_id", "like_count", "has_media")
+                    f"post_stats__{name}"
+                    for name in ("author_id", "like_count", "has_media", "topic")
                 ]
             },
             "results": [{"values": []}] * 3,
@@ -186,7 +190,8 @@ WRONG: dict[str, tuple[int, object]] = {
         {
             "metadata": {
                 "feature_names": [
-                    f"post_stats__{name}" for name in ("author_id", "like_count", "has_media")
+                    f"post_stats__{name}"
+                    for name in ("author_id", "like_count", "has_media", "topic")
                 ]
             },
             "results": [{"values": [{"int64_val": 3}]}] * 3,
@@ -236,6 +241,7 @@ async def test_a_feast_that_is_late_is_not_waited_for_and_then_left_alone_until_
             post_stats__author_id=[1],
             post_stats__like_count=[2],
             post_stats__has_media=[True],
+            post_stats__topic=[None],
         )
 
         async def well() -> bool:
@@ -323,7 +329,7 @@ async def test_whole_rows_are_pushed_once_for_any_number_of_changes(
 ) -> None:
     async with feast_client(feast.url) as client:
         store, pusher = FeastFeatureStore(empty_redis, client), FeastPusher(empty_redis, client)
-        await store.put_post(5, author_id=7, has_media=False, embedding=unit_vector(1))
+        await store.put_post(5, author_id=7, has_media=False, embedding=unit_vector(1), topic="tea")
         for count in range(4):
             await store.put_like_counts({5: count})
         await store.put_user_stats(6, follower_count=2)
@@ -340,6 +346,7 @@ async def test_whole_rows_are_pushed_once_for_any_number_of_changes(
         "has_media": [False],
         "author_id": [7],
         "embedding_json": [vector_json(unit_vector(1))],
+        "topic": ["tea"],
     }
     assert user == {
         "user_id": [6],
@@ -347,6 +354,23 @@ async def test_whole_rows_are_pushed_once_for_any_number_of_changes(
         "avg_engagement_rate": [0.0],
         "interest_vector_json": [None],
     }
+
+
+async def test_the_cache_has_the_topic_where_feast_is_from_before_it_had(
+    feast: Feast, redis_client: Redis
+) -> None:
+    [post] = fresh_ids(1)
+    async with store_at(feast.url, redis_client) as store:
+        await store.put_post(post, author_id=7, has_media=True, topic="tea")
+        feast.answer = lambda path, body: columns(
+            body,
+            post_stats__author_id=[7],
+            post_stats__like_count=[2],
+            post_stats__has_media=[True],
+            post_stats__topic=[None],
+        )
+        expected = PostFeatures(7, 2, True, 0, None, topic="tea")
+        assert await read(store, [post]) == ([expected], [])
 
 
 async def test_what_is_no_more_is_pushed_as_such(feast: Feast, empty_redis: Redis) -> None:
@@ -362,6 +386,7 @@ async def test_what_is_no_more_is_pushed_as_such(feast: Feast, empty_redis: Redi
         rows = {body["push_source_name"]: body["df"] for _, body in feast.asked}
         # No null: Feast would make floats of all ids of the push.
         assert rows["post_stats_push"]["author_id"] == [0]
+        assert rows["post_stats_push"]["topic"] == [""]
         pairs = rows["user_author_affinity_push"]
         assert dict(zip(pairs["author_id"], pairs["affinity_score"], strict=True)) == {
             10: 0.0,

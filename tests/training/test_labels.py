@@ -63,7 +63,7 @@ def test_a_place_that_was_logged_twice_is_one_example() -> None:
 
 def liked(*acts: Mapping[str, Any]) -> list[float]:
     found = shown(impression(), impression(feed_id="later", seen_at=after(hours=5)))
-    return likes(found, table(Kind.ENGAGEMENTS, *acts)).tolist()
+    return [float(each) for each in likes(found, table(Kind.ENGAGEMENTS, *acts))]
 
 
 def test_a_like_is_of_the_last_showing_before_it() -> None:
