@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         "file://{data}/registry",
         description="Model registry: a folder of trained models, and which of them serves.",
     )
+    triton_repository: Path | None = Field(
+        None,
+        description="Model repository of a running Triton, which FEED_MODEL_URL names: a promotion"
+        " adds the version there, and has Triton load it first.",
+    )
     embedder_url: str = Field("onnx://{data}/models", description="Text embedding.")
     score_like_weight: float = Field(
         1.0, ge=0, description="Weight of the chance of a like in a trained model's score."

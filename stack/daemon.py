@@ -34,6 +34,7 @@ class Server:
         ports: What it listens on; they must be free when it starts.
         is_healthy: Whether it serves; may raise, which counts as no.
         env: What its environment has beside ours.
+        settings: FEED_* variables of who uses it, beside its URL.
         after: Names of servers that must be healthy before it starts.
         prepare: What its clients need there (topics, tables, buckets), made once it is healthy; may
             be repeated.
@@ -48,6 +49,7 @@ class Server:
     ports: Sequence[int]
     is_healthy: Callable[[], Awaitable[bool]]
     env: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[str] = ()
     prepare: Callable[[], Awaitable[None]] | None = None
     ready_within_s: float = 90.0

@@ -69,4 +69,5 @@ async def stop(running: Mapping[str, Daemon]) -> None:
 
 def environment(servers: Mapping[str, Server]) -> dict[str, str]:
     """The FEED_* variables with which the mesh uses these servers."""
-    return {_SETTINGS[name]: server.url for name, server in servers.items() if name in _SETTINGS}
+    urls = {_SETTINGS[name]: server.url for name, server in servers.items() if name in _SETTINGS}
+    return urls | {key: value for each in servers.values() for key, value in each.settings.items()}

@@ -42,7 +42,9 @@ class TritonScorer:
     Its first output is the scores: FP32, n elements, in 0..1. The parameter `features` of the
     model's configuration is its contract and is read before the first scores are asked for, and
     anew after any failure and when Triton's version number of the model has changed; `version`
-    names the model. So a new model needs a new version number, as is usual in Triton.
+    names the model. So a new model needs a new version number, as is usual in Triton. Versions with
+    contracts of their own have them under their numbers, `features.3` and `version.3`, and what one
+    of them does without is an optional input.
 
     Args:
         channel: To Triton.
@@ -88,11 +90,12 @@ class TritonScorer:
         config = (await call(self._stub.ModelConfig, request, timeout=_TIMEOUT_S)).config
         parameters = {key: value.string_value for key, value in config.parameters.items()}
         try:
-            contract = Contract.read(parameters)
+            contract = Contract.read(self._of_this_number(parameters))
         except ValueError as error:
             raise FailedPrecondition(f"Triton's model {self._model} {error}") from None
         inputs = {each.name for each in config.input}
-        if inputs != contract.input_names or not config.output:
+        required = {each.name for each in config.input if not each.optional}
+        if not required <= contract.input_names <= inputs or not config.output:
             raise FailedPrecondition(
                 f"Triton's model {self._model} has the inputs {sorted(inputs)} and "
                 f"{len(config.output)} outputs, and must have {sorted(contract.input_names)} and "
@@ -101,6 +104,16 @@ class TritonScorer:
         self.version = f"triton/{self._model}/{contract.version or 'unnamed'}"
         self._agreed = _Agreed(contract, config.output[0].name)
         return self._agreed
+
+    def _of_this_number(self, parameters: dict[str, str]) -> dict[str, str]:
+        """The parameters, with those of this number in the place of the general ones."""
+        suffix = f".{self._number}"
+        own = {
+            key.removesuffix(suffix): value
+            for key, value in parameters.items()
+            if self._number and key.endswith(suffix)
+        }
+        return parameters | own
 
     def _request(self, agreed: _Agreed, features: Features) -> ModelInferRequest:
         inputs = agreed.contract.inputs(features)

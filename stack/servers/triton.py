@@ -2,6 +2,7 @@
 
 import sys
 
+from mesh.settings import Settings
 from stack.daemon import Server
 from stack.place import HOST, Place, Port
 from stack.triton.install import install
@@ -11,9 +12,12 @@ _VERSION = "2.51"
 
 
 async def server(place: Place) -> Server:
-    """A Triton that serves the heuristic, until there is a trained model."""
+    """A Triton that serves what the model registry serves, or the heuristic."""
     await install(place.cache)
     port = place.port(Port.TRITON)
+    repository = {"FEED_TRITON_REPOSITORY": str(place.data("triton") / "models")}
+    # The mesh's, whose data folder is not Triton's own.
+    registry_url = Settings().registry_url.replace("{data}", str(place.folder.parent))
 
     async def is_healthy() -> bool:
         return await serves(port)
@@ -25,6 +29,11 @@ async def server(place: Place) -> Server:
         url=f"triton://{HOST}:{port}/{MODEL}",
         ports=[port],
         is_healthy=is_healthy,
-        # Its model repository goes below its data folder.
-        env={"FEED_DATA_DIR": str(place.data("triton")), "FEED_STACK_CACHE": str(place.cache)},
+        env={
+            "FEED_DATA_DIR": str(place.data("triton")),
+            "FEED_STACK_CACHE": str(place.cache),
+            "FEED_REGISTRY_URL": registry_url,
+            **repository,
+        },
+        settings=repository,
     )

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from mesh import logs
@@ -13,6 +14,8 @@ from stack.place import Place
 from stack.triton import heuristic
 from stack.triton.install import install
 from stack.triton.server import Triton
+from stores.connect import Connections
+from stores.registry.moves import kept
 
 
 async def serve(settings: Settings, options: argparse.Namespace) -> None:
@@ -22,12 +25,10 @@ async def serve(settings: Settings, options: argparse.Namespace) -> None:
     if options.install:
         return
     folder = settings.data_dir.resolve() / "triton"
-    model: Path | None = options.model
-    if model is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        model = folder / "heuristic.onnx"
-        await asyncio.to_thread(heuristic.save, model)
-    triton = Triton(installation, model, folder, options.port, options.traces)
+    model = options.model or await asyncio.to_thread(_models, settings, folder)
+    triton = Triton(
+        *(installation, model, folder, options.port, options.traces, settings.triton_repository)
+    )
     await triton.start()
     try:
         print(f"Triton serves {triton.version} at {triton.url}; its log is {triton.log_file}")
@@ -42,13 +43,24 @@ async def serve(settings: Settings, options: argparse.Namespace) -> None:
         await triton.stop()
 
 
+def _models(settings: Settings, folder: Path) -> Path | Mapping[int, Path]:
+    """The versions that the registry serves; the heuristic as a model while there are none."""
+    registry = Connections(settings).registry()
+    if numbers := kept(registry.state()):
+        return {number: registry.model_file(number) for number in numbers}
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "heuristic.onnx"
+    heuristic.save(model)
+    return model
+
+
 def main() -> None:
     """Runs it; a start that cannot be says why on one line and exits with 1."""
     parser = argparse.ArgumentParser(
         prog="make triton", description="Needs Linux on x86-64 with glibc 2.35 or newer, no GPU."
     )
     parser.add_argument(
-        "--model", type=Path, help="an ONNX file; without one, the heuristic as a model"
+        "--model", type=Path, help="an ONNX file; without one, what is promoted, or the heuristic"
     )
     parser.add_argument("--install", action="store_true", help="only installs it, and ends")
     parser.add_argument("--port", type=int, default=8001, help="gRPC port (8001)")

@@ -11,9 +11,15 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as triton
 
+# What Triton calls the first output of the model, whatever that calls it.
+_SCORES = "scores"
+
 
 class TritonPythonModel:
-    """Runs the ONNX file that lies beside this one: its inputs, its first output, flat."""
+    """Runs the ONNX file that lies beside this one: its inputs, its first output, flat.
+
+    The inputs of other versions are left alone.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Called once by Triton, which does not serve when this raises."""
@@ -32,14 +38,17 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        inputs = {
-            name: np.from_dlpack(triton.get_input_tensor_by_name(request, name))
-            for name in self._inputs
-        }
+        tensors = {name: triton.get_input_tensor_by_name(request, name) for name in self._inputs}
+        missing = [name for name, tensor in tensors.items() if tensor is None]
+        if missing:
+            # Triton lets them be missing, as another version does without.
+            error = triton.TritonError(f"the input {', '.join(missing)} is missing")
+            return triton.InferenceResponse(error=error)
+        inputs = {name: np.from_dlpack(tensor) for name, tensor in tensors.items()}
         try:
             (scores,) = self._session.run([self._output], inputs)
         except Exception as error:
             # onnxruntime's exceptions have no other base.
             return triton.InferenceResponse(error=triton.TritonError(str(error)))
-        output = triton.Tensor.from_dlpack(self._output, scores.reshape(-1))
+        output = triton.Tensor.from_dlpack(_SCORES, scores.reshape(-1))
         return triton.InferenceResponse([output])

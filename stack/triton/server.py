@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,28 +34,32 @@ class Triton:
 
     Args:
         installation: What `stack.triton.install` installed.
-        model: The model as an ONNX file; see `stack.triton.repository`.
-        folder: Its log, triton.log, and its model repository.
+        model: The model as an ONNX file, or as one for each version; see
+            `stack.triton.repository`.
+        folder: Its log, triton.log, and its model repository, models.
         port: Where it speaks gRPC.
         traces_url: Where its spans go: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces.
             It gets the spans of all requests whose caller samples them. None for nowhere.
+        models: Its model repository, if it is to be elsewhere.
     """
 
     def __init__(
         self,
         installation: Installation,
-        model: Path,
+        model: Path | Mapping[int, Path],
         folder: Path,
         port: int,
         traces_url: str | None = None,
+        models: Path | None = None,
     ) -> None:
         self._installation = installation
         self._model = model
         self._folder = folder
+        self._models = models or folder / "models"
         self._port = port
         self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
-        # The model's version, as it names itself.
+        # The model's version as it names itself, or the numbers of its versions.
         self.version = ""
 
     @property
@@ -83,14 +88,13 @@ class Triton:
         if port_is_taken(HOST, self._port):
             raise FailedPrecondition(f"port {self._port} of {HOST} is taken")
         self._folder.mkdir(parents=True, exist_ok=True)
-        models = self._folder / "models"
-        self.version = await asyncio.to_thread(repository.write, models, MODEL, self._model)
+        self.version = await asyncio.to_thread(self._write)
         self._remove_left_overs()
         with self.log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 # Also when we are killed, which leaves us no time to stop it.
                 *("setpriv", "--pdeathsig", "TERM", str(self._installation.server)),
-                *self._options(models),
+                *self._options(),
                 env=self._environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -121,9 +125,18 @@ class Triton:
         await end(self._process, "Triton", _STOP_WITHIN_S)
         self._remove_left_overs()
 
-    def _options(self, models: Path) -> list[str]:
+    def _write(self) -> str:
+        """Its model repository, anew."""
+        if isinstance(self._model, Path):
+            return repository.write(self._models, MODEL, self._model)
+        repository.write_all(self._models, MODEL, self._model)
+        return ", ".join(map(str, sorted(self._model)))
+
+    def _options(self) -> list[str]:
         options = [
-            f"--model-repository={models}",
+            f"--model-repository={self._models}",
+            # A version that is added is loaded when Triton is told to: `stack.triton.loading`.
+            *("--model-control-mode=explicit", f"--load-model={MODEL}"),
             f"--backend-directory={self._installation.backends}",
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             # It would start every model once more, only to ask it for its inputs and outputs.
