@@ -18,6 +18,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from cli.model import model
+from cli.promoting import promoting
 from cli.trace import trace
 from mesh.errors import FailedPrecondition, FeedError, InvalidArgument
 from mesh.settings import Settings
@@ -36,6 +37,7 @@ _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 app.command()(trace)
+model.add_typer(promoting)
 app.add_typer(model, name="model")
 
 
