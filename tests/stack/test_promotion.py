@@ -2,37 +2,45 @@
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from feed.v1.ranker_pb2_grpc import RankerServiceStub
 from numpy.typing import NDArray
 from onnx import load_model, save_model
 from typer.testing import CliRunner, Result
 
 from cli.main import app
 from mesh.breaker import Breaker
-from mesh.channels import open_channel
+from mesh.channels import call, open_channel
 from mesh.errors import FeedError
 from mesh.settings import Settings
 from ranker_svc.features import CATEGORICAL, DENSE, Features
 from ranker_svc.scorers.contract import Contract, Field
 from ranker_svc.scorers.onnx import OnnxScorer
 from ranker_svc.scorers.triton import TritonScorer
+from ranker_svc.service import server
 from stack.place import Place
 from stack.triton import repository
 from stack.triton.install import install
 from stack.triton.loading import Served
-from stack.triton.server import MODEL, Triton
+from stack.triton.server import MODEL, Triton, serves
 from stores.registry.folder import CARD, FolderRegistry
 from stores.registry.folder import MODEL as MODEL_FILE
 from stores.registry.port import State
+from tests.eventually import eventually
 from tests.fixtures.cards import good_card
 from tests.fixtures.models import save_model_of_ids
 from tests.fixtures.scorers import open_scorer
+from tests.fixtures.sql import fresh_ids
 from tests.fixtures.valkey import free_port
+from tests.services.conftest import Serve
+from tests.services.test_ranker import request_for
 from tests.services.test_triton_scorer import some_features
 
 pytestmark = pytest.mark.stack
@@ -219,3 +227,69 @@ async def test_promotions_and_rollbacks_are_served_by_triton_before_they_count(
         assert answer.exit_code == 1
         assert registry.state() == State(1)
         assert repository.numbers(served.folder, MODEL) == [1]
+
+
+@asynccontextmanager
+async def make_triton(registry: FolderRegistry, folder: Path) -> AsyncIterator[dict[str, str]]:
+    """What `make triton` runs, on this registry; gives the settings of who uses it."""
+    port = free_port()
+    env = {
+        "FEED_REGISTRY_URL": f"file://{registry.root}",
+        "FEED_DATA_DIR": str(folder),
+        "FEED_TRITON_REPOSITORY": str(folder / "repository"),
+    }
+    command = [sys.executable, "-m", "stack.triton", "--port", str(port)]
+    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **env})
+    try:
+        await eventually(lambda: serves(port), within_s=90)
+        yield env | {"FEED_MODEL_URL": f"triton://127.0.0.1:{port}/{MODEL}"}
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_no_feed_notices_that_a_version_is_promoted(
+    registry: FolderRegistry, serve: Serve, tmp_path: Path
+) -> None:
+    request = request_for(fresh_ids(20), fresh_ids(20))
+    seen: list[tuple[str, bool]] = []
+    async with (
+        make_triton(registry, tmp_path / "triton") as env,
+        serve(
+            server, model_url=env["FEED_MODEL_URL"], registry_url=env["FEED_REGISTRY_URL"]
+        ) as channel,
+    ):
+        stub = RankerServiceStub(channel)
+
+        async def rank_on() -> None:
+            while True:
+                answer = await call(stub.RankCandidates, request, timeout=5)
+                seen.append((answer.model_version, "model" in answer.degraded))
+                await asyncio.sleep(0.02)
+
+        async def ranks_by(version: str) -> None:
+            await eventually(lambda: seen[-1:] == [(version, False)], within_s=30)
+
+        ranking = asyncio.create_task(rank_on())
+        await ranks_by("triton/ranker/heuristic-1")
+        # Before that, Triton's model may not have been asked yet.
+        seen.clear()
+        for arguments, name in [
+            (("promote", 1), "one"),
+            (("promote", 2), "two"),
+            (("rollback",), "one"),
+            (("promote", 3), "three"),
+        ]:
+            answer = await asyncio.to_thread(model, registry, *arguments, **env)
+            assert answer.exit_code == 0, answer.stderr
+            await ranks_by(f"triton/ranker/{name}")
+        assert not ranking.done()
+        ranking.cancel()
+    print(f"{len(seen)} feeds were ranked meanwhile")
+    assert [each for each in seen if each[1]] == []
+    async with (
+        make_triton(registry, tmp_path / "again") as env,
+        open_scorer(f"{env['FEED_MODEL_URL']}?version=3") as scorer,
+    ):
+        await scorer.score(some_features())
+        assert scorer.version == "triton/ranker/three", "a new one serves what is promoted"
