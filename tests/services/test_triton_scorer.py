@@ -15,7 +15,7 @@ from tritonclient.grpc.service_pb2_grpc import (
 
 from mesh.channels import call
 from mesh.errors import FailedPrecondition, Internal, NotFound, Unavailable
-from ranker_svc.features import CATEGORICAL, DENSE, Features
+from ranker_svc.features import CATEGORICAL, COLUMN, DENSE, Features
 from ranker_svc.scorers.contract import Contract
 from ranker_svc.service import server
 from tests.fixtures.scorers import open_scorer
@@ -34,6 +34,8 @@ class Impostor(GRPCInferenceServiceServicer):  # type: ignore[misc]  # no stubs
         self.features, self.version, self.number = COLUMNS, "first", "1"
         self.inputs, self.outputs = ["dense"], ["likes", "more"]
         self.datatype, self.columns = "FP32", 1
+        self.optional: set[str] = set()
+        self.own: dict[str, str] = {}
         self.configs_read = 0
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
@@ -42,15 +44,18 @@ class Impostor(GRPCInferenceServiceServicer):  # type: ignore[misc]  # no stubs
         self.configs_read += 1
         answer = pb.ModelConfigResponse()
         for name in self.inputs:
-            answer.config.input.add(name=name)
+            answer.config.input.add(name=name, optional=name in self.optional)
         for name in self.outputs:
             answer.config.output.add(name=name)
         answer.config.parameters["features"].string_value = self.features
         answer.config.parameters["version"].string_value = self.version
+        for key, value in self.own.items():
+            answer.config.parameters[key].string_value = value
         return answer
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        assert [each.name for each in request.inputs] == self.inputs
+        sent = {each.name for each in request.inputs}
+        assert set(self.inputs) - self.optional <= sent <= set(self.inputs)
         assert [each.name for each in request.outputs] == self.outputs[:1]
         matrix = np.frombuffer(request.raw_input_contents[0], "<f4")
         matrix = matrix.reshape(tuple(request.inputs[0].shape))
@@ -164,6 +169,26 @@ async def test_a_number_that_triton_does_not_have_is_not_found(
     async with open_scorer(f"{url}?version=2") as scorer:
         with pytest.raises(NotFound):
             await scorer.score(some_features())
+
+
+async def test_a_numbers_own_contract_goes_before_the_general_one(
+    impostor: tuple[Impostor, str],
+) -> None:
+    servicer, url = impostor
+    # What another version takes is optional.
+    servicer.inputs, servicer.optional = ["dense", "categorical"], {"categorical"}
+    servicer.features = "of another version"
+    own = Contract("own", ("age_hours", "affinity")).metadata()
+    servicer.own = {f"{key}.1": value for key, value in own.items()}
+    servicer.own |= {"features.11": "of another one"}
+    features = some_features()
+    async with open_scorer(f"{url}?version=1") as scorer:
+        scores = await scorer.score(features)
+        assert scorer.version == "triton/ranker/own"
+    assert scores.tolist() == features.dense[:, COLUMN["age_hours"]].tolist()
+    async with open_scorer(url) as scorer:
+        with pytest.raises(FailedPrecondition, match="what is no contract"):
+            await scorer.score(features)
 
 
 async def test_where_nobody_listens_it_is_unavailable_and_soon_left_alone() -> None:
