@@ -12,7 +12,9 @@ from mesh.errors import FeedError
 from mesh.settings import Settings
 
 _EXAMPLES = typer.Option("--examples", exists=True, dir_okay=False, help="An .npz of examples.")
-model = typer.Typer(help="Trains ranking models, evaluates them.", no_args_is_help=True)
+model = typer.Typer(
+    help="Trains ranking models, evaluates them, lets them rank.", no_args_is_help=True
+)
 _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 

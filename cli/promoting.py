@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stores.registry.port import State
 
 promoting = typer.Typer(help="Which version of the ranking model serves.", no_args_is_help=True)
+# Entries of a card that have tables of their own, or stand in the report.
+_MEASURED = ("version", "metrics", "auc_gain", "off_policy")
 _NUMBER = typer.Argument(min=1, help="The version's number.")
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -45,7 +47,10 @@ def show(number: Annotated[int, _NUMBER]) -> None:
         state = _state_of(number, registry.state())
         folder = registry.folder(number)
     _print(f"version {number}{f', {state}' if state else ''}: {folder}")
-    _print(_measures(card), _off_policy(card), _facts(card))
+    _print(_measures(card))
+    if card.get("off_policy"):
+        _print(_off_policy(card["off_policy"]))
+    _print(_facts(card))
     for reason in faults(card):
         _print(f"not to be promoted: {reason}")
 
@@ -182,10 +187,10 @@ def _measures(card: Mapping[str, Any]) -> Table:
     return table
 
 
-def _off_policy(card: Mapping[str, Any]) -> Table:
+def _off_policy(estimates: Mapping[str, Any]) -> Table:
     table = Table("likes for each seen place", "as logged", "by this version")
-    for name, estimate in (card.get("off_policy") or {}).items():
-        # Beside the estimators stands from how much they are.
+    for name, estimate in estimates.items():
+        # Beside the estimators stands how much they are from.
         if isinstance(estimate, Mapping) and "candidate" in estimate:
             both = (estimate.get("logged"), estimate["candidate"])
             table.add_row(name.upper(), *map(_interval, both))
@@ -195,7 +200,7 @@ def _off_policy(card: Mapping[str, Any]) -> Table:
 def _facts(card: Mapping[str, Any]) -> Table:
     table = Table("entry", "value")
     for key, value in card.items():
-        if key not in ("metrics", "off_policy"):
+        if key not in _MEASURED:
             table.add_row(key, value if isinstance(value, str) else json.dumps(value))
     return table
 
