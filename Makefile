@@ -64,7 +64,7 @@ conformance: setup ## Runs each store port's suite on each adapter and writes do
 	@$(BIN)/python -m stack.temporary $(PYTEST_PARALLEL) -p tests.conformance --conformance docs/conformance.md -m "not alone" tests/stores
 
 test-triton: setup ## Runs the tests that need a real Triton (installs it: Linux, x86-64)
-	@$(BIN)/python -m stack.triton --install && $(BIN)/python -m pytest -m stack tests/stack/test_triton.py
+	@$(BIN)/python -m stack.triton --install && $(BIN)/python -m pytest -m stack tests/stack/test_triton.py tests/stack/test_promotion.py
 
 stack: setup ## Installs (once) and starts the real servers; SERVERS="valkey tidb" for some. Needs Go, JDK 17, Maven
 	@$(BIN)/python -m stack up $(SERVERS)

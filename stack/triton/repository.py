@@ -84,7 +84,7 @@ def write_all(
 
 
 def add_version(
-    folder: Path, name: str, number: int, model: Path, backend: Backend = "python"
+    folder: Path, name: str, number: int, model: Path, backend: Backend | None = None
 ) -> None:
     """Adds a version beside those that are there; nothing to do if it is there already.
 
@@ -95,12 +95,14 @@ def add_version(
         name: The model's name in Triton.
         number: From 1; a version of this number never changes.
         model: As `write` takes it.
-        backend: python for `make triton`'s, onnxruntime for that of NVIDIA's image.
+        backend: python for `make triton`'s, onnxruntime for that of NVIDIA's image; None for that
+            of the versions that are there.
 
     Raises:
         FailedPrecondition: It is no model, the backend cannot serve it beside the others, or
             another model is there by this number.
     """
+    backend = backend or _backend(folder, name)
     models = {each: _file(folder, name, each) for each in numbers(folder, name)} | {number: model}
     config = _config(name, {each: _read(file) for each, file in models.items()}, backend)
     place = folder / name / str(number)
@@ -118,12 +120,12 @@ def add_version(
     _put(folder / name, config)
 
 
-def keep(folder: Path, name: str, wanted: Collection[int], backend: Backend = "python") -> None:
+def keep(folder: Path, name: str, wanted: Collection[int]) -> None:
     """Removes all versions but these. A running Triton goes on with them until its next load."""
     left = [number for number in numbers(folder, name) if number in wanted]
     if left:
         versions = {number: _read(_file(folder, name, number)) for number in left}
-        _put(folder / name, _config(name, versions, backend))
+        _put(folder / name, _config(name, versions, _backend(folder, name)))
     for number in numbers(folder, name):
         if number not in wanted:
             shutil.rmtree(folder / name / str(number))
@@ -136,6 +138,17 @@ def numbers(folder: Path, name: str) -> list[int]:
 
 def _file(folder: Path, name: str, number: int) -> Path:
     return folder / name / str(number) / _MODEL
+
+
+def _backend(folder: Path, name: str) -> Backend:
+    """What serves the versions that are there; python before the first."""
+    config = folder / name / _CONFIG
+    written = config.read_text() if config.exists() else ""
+    return "onnxruntime" if _backend_line("onnxruntime") in written.splitlines() else "python"
+
+
+def _backend_line(backend: Backend) -> str:
+    return f'backend: "{backend}"'
 
 
 def _put(place: Path, config: str) -> None:
@@ -151,7 +164,7 @@ def _config(name: str, versions: Mapping[int, _Version], backend: Backend) -> st
     Raises:
         FailedPrecondition: The backend cannot serve them as one model.
     """
-    lines = [f"name: {json.dumps(name)}", f'backend: "{backend}"', "max_batch_size: 0"]
+    lines = [f"name: {json.dumps(name)}", _backend_line(backend), "max_batch_size: 0"]
     if backend == "python":
         lines += _any_tensors(versions.values())
         lines.append("instance_group { kind: KIND_CPU count: 1 }")

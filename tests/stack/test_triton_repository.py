@@ -94,8 +94,11 @@ def test_the_onnxruntime_backend_takes_versions_of_one_shape(tmp_path: Path) -> 
     assert parameters(folder)["features.1"] != parameters(folder)["features.2"]
     assert not list(folder.rglob("model.py"))
     with pytest.raises(FailedPrecondition, match="versions 1 and 3 have different inputs"):
-        repository.add_version(folder, "ranker", 3, file(tmp_path, IDS), "onnxruntime")
+        repository.add_version(folder, "ranker", 3, file(tmp_path, IDS))
     assert repository.numbers(folder, "ranker") == [1, 2]
+    repository.add_version(folder, "ranker", 4, models[1])
+    repository.keep(folder, "ranker", [4])
+    assert config(folder).backend == "onnxruntime", "as it was"
 
 
 def test_the_command_writes_what_the_registry_serves(tmp_path: Path) -> None:
