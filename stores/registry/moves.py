@@ -5,8 +5,8 @@ from dataclasses import replace
 from mesh.errors import FailedPrecondition
 from stores.registry.port import State
 
-# The promoted version and those before it that a server of models keeps, so that the way back needs
-# no loading.
+# The promoted version and those before it that a server of models keeps: rankers ask for the one
+# before until they see the new state, and a rollback finds its version there.
 KEPT = 3
 
 
