@@ -68,7 +68,7 @@ async def compare_reads(url: str, redis_url: str, calls: int) -> None:
         while await pusher.push():
             pass
         user_stats = ("follower_count", "avg_engagement_rate")
-        scalars = ("author_id", "like_count", "has_media")
+        scalars = ("author_id", "like_count", "has_media", "topic")
         pairs = {"user_id": [user] * _POSTS, "author_id": authors}
 
         async def split() -> None:

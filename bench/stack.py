@@ -137,7 +137,7 @@ class Bare:
         self._open.push_async_callback(client.aclose)
         reader = f"{{{self._reader_id}}}"
         script = await client.script_load("return redis.call('INCRBY', KEYS[1], ARGV[1])")
-        fields = ["author_id", "like_count", "has_media", "viewer_count", "embedding"]
+        fields = ["author_id", "like_count", "has_media", "viewer_count", "embedding", "topic"]
 
         async def mailbox() -> None:
             pipeline = client.pipeline(transaction=False)
@@ -209,7 +209,7 @@ class Bare:
             f"gateway {path} user_stats": ask("user_stats", stats, {"user_id": [self._reader_id]}),
             f"ranker_svc {path} post_stats": ask(
                 "post_stats",
-                ("author_id", "like_count", "has_media"),
+                ("author_id", "like_count", "has_media", "topic"),
                 {"post_id": self._post_ids},
             ),
             f"ranker_svc {path} user_author_affinity": ask(

@@ -27,7 +27,7 @@ from tests.training.logs import (
 )
 from tests.training.offline import add
 from training.dataset import build
-from training.skew import report
+from training.skew import Asked, report
 from training.stored import Stored, stored
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -188,5 +188,27 @@ async def test_a_value_of_the_future_that_was_backdated_is_caught(
     with pytest.raises(FailedPrecondition, match="like_count alone tells likes"):
         await build(log, tmp_path, CACHE)
 
-    assert await report(log, tmp_path, CACHE, 1_000, seed=1) == 80
+    assert await report(Asked(log, tmp_path), CACHE) == 80
     assert "like_count logged 0.0 offline 1.0" in capsys.readouterr().out
+
+
+async def test_what_was_on_its_way_is_no_skew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"has_media": False, "topic": "", "embedding_json": None}
+    log = await log_of(
+        tmp_path / "log",
+        served(like_count=4.0),
+        served(position=1, post_id=POST + 1, like_count=4.0),
+    )
+    add(tmp_path, "post_stats", post(after(seconds=-50), like_count=3, **changes))
+    # The cache had it when the feed was served, and Feast soon after.
+    add(tmp_path, "post_stats", post(after(seconds=3), like_count=4, **changes))
+    # Not so soon.
+    late = post(after(seconds=30), post_id=POST + 1, like_count=4, **changes)
+    add(tmp_path, "post_stats", late)
+
+    assert await report(Asked(log, tmp_path), CACHE) == 1
+    assert "1 mismatches of 2; 1 in flight" in capsys.readouterr().out
+    assert await report(Asked(log, tmp_path, in_flight_s=60), CACHE) == 0
+    assert await report(Asked(log, tmp_path, in_flight_s=1), CACHE) == 2
