@@ -1,0 +1,99 @@
+"""Our join of past values gives what Feast's own gives, where that is exact."""
+
+import asyncio
+import os
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mesh.settings import Settings
+from stack import feast
+from tests.training.logs import NOON
+from tests.training.offline import add
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+# Runs where Feast is. Ids are small: Feast's own join makes floats of some.
+_BOTH = """
+import sys, tempfile
+import pandas as pd
+from feast import FeatureStore
+from feast.infra.offline_stores.dask import DaskOfflineStore
+from feast.repo_config import RegistryConfig, load_repo_config
+from pathlib import Path
+from entities import author, post, user
+from views import post_stats, user_author_affinity, user_stats
+import parquet_folders
+
+config = load_repo_config(Path.cwd(), Path("feature_store.yaml"))
+config.registry_config = RegistryConfig(path=tempfile.mkdtemp() + "/registry.db")
+store = FeatureStore(config=config)
+store.apply([user, post, author, user_stats, post_stats, user_author_affinity])
+asked = pd.DataFrame({
+    "post_id": [n % 7 for n in range(300)],
+    "user_id": [n % 5 for n in range(300)],
+    "author_id": [n % 3 for n in range(300)],
+    "row": range(300),
+    "event_timestamp": pd.Timestamp(sys.argv[1])
+        + pd.to_timedelta([n * 37 % 300 for n in range(300)], "min"),
+})
+wanted = ["post_stats:like_count", "post_stats:topic", "user_author_affinity:affinity_score"]
+names = [name.replace(":", "__") for name in wanted]
+
+def joined():
+    found = store.get_historical_features(asked, wanted, full_feature_names=True).to_df()
+    found = found.sort_values("row").reset_index(drop=True)[names].astype(object)
+    return found.where(found.notna(), None)
+
+ours = joined()
+parquet_folders.ParquetFoldersOfflineStore.get_historical_features = staticmethod(
+    DaskOfflineStore.get_historical_features)
+theirs = joined()
+same = (ours == theirs) | (ours.isna() & theirs.isna())
+print("compared", same.size, "different", int((~same).to_numpy().sum()),
+      "missing", int(ours.isna().to_numpy().sum()))
+"""
+
+
+async def test_our_join_agrees_with_feast_s_own(tmp_path: Path) -> None:
+    chance = Random(3)
+    for _ in range(3):
+        times = [NOON + timedelta(minutes=n) for n in chance.sample(range(-500, 300), 60)]
+        posts = [
+            {
+                "post_id": chance.randrange(6), "like_count": n, "has_media": True,
+                "author_id": 1, "embedding_json": None, "topic": chance.choice(["tea", ""]),
+                "event_timestamp": at,
+            }
+            for n, at in enumerate(times)
+        ]  # fmt: skip
+        pairs = [
+            {
+                "user_id": chance.randrange(5), "author_id": chance.randrange(3),
+                "affinity_score": n / 64, "event_timestamp": at,
+            }
+            for n, at in enumerate(times)
+        ]  # fmt: skip
+        add(tmp_path, "post_stats", *posts)
+        add(tmp_path, "user_author_affinity", *pairs)
+    add(tmp_path, "user_stats")
+    python = await feast.python(Settings().stack_cache.expanduser())
+    process = await asyncio.create_subprocess_exec(
+        *(str(python), "-W", "ignore", "-c", _BOTH, NOON.isoformat()),
+        cwd=feast.REPOSITORY,
+        env={
+            **os.environ,
+            "FEED_FEAST_PROJECT": "feedmesh",
+            "FEED_FEAST_DATA": str(tmp_path),
+            "FEED_FEAST_REDIS": "localhost:0",
+            "PYTHONPATH": str(feast.REPOSITORY),
+        },
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await process.communicate()
+
+    words = printed.decode().split()[-6:]
+    assert words[:4] == ["compared", "900", "different", "0"]
+    assert 0 < int(words[5]) < 900
