@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +92,8 @@ def _both(seed: int) -> tuple[Result, Result]:
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import init_seed
 
-    with tempfile.TemporaryDirectory() as folder:
+    # RecBole writes what TensorBoard shows into the current folder.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         config = Config(
             model="DeepFM",
             dataset="ml-100k",

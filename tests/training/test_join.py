@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from mesh.settings import Settings
-from stack import feast
+from stack import environments, feast
 from tests.training.logs import NOON
 from tests.training.offline import add
 
@@ -79,7 +79,8 @@ async def test_our_join_agrees_with_feast_s_own(tmp_path: Path) -> None:
         add(tmp_path, "post_stats", *posts)
         add(tmp_path, "user_author_affinity", *pairs)
     add(tmp_path, "user_stats")
-    python = await feast.python(Settings().stack_cache.expanduser())
+    cache = Settings().stack_cache.expanduser()
+    python = await environments.python(cache, feast.ENVIRONMENT)
     process = await asyncio.create_subprocess_exec(
         *(str(python), "-W", "ignore", "-c", _BOTH, NOON.isoformat()),
         cwd=feast.REPOSITORY,
