@@ -108,7 +108,8 @@ def add_columns(view: FeatureView) -> None:
     if not files:
         add(folder(view), schema(view).empty_table())
     for file in files:
-        if pq.read_schema(file).names != schema(view).names:
+        # Feast gives the columns in another order each time.
+        if set(schema(view).names) - set(pq.read_schema(file).names):
             add(folder(view), pq.read_table(file, schema=schema(view)))
             file.unlink()
 

@@ -44,7 +44,7 @@ class Asked:
         feast: FEED_FEAST_DATA of the Feast that has the values.
         candidates: How many.
         seed: Chooses which.
-        in_flight_s: How long before or after a value may be Feast's and count as in flight.
+        in_flight_s: How long before or after the feed a change of Feast's counts as in flight.
     """
 
     log: Path
@@ -61,7 +61,7 @@ class Difference:
     Args:
         feature: Its name.
         rows: Numbers of the rows where it is not the same, nor in flight.
-        in_flight: Numbers of the rows where it is as it was a little before or after.
+        in_flight: Numbers of the rows where it is not the same, but changed around that time.
         largest: The largest absolute difference that there is, of ids 1 for another one.
     """
 
@@ -86,8 +86,7 @@ def compare(
     Args:
         rows: Of the log.
         joined: What was stored when each of them was served.
-        flying: Where what was logged is what was stored somewhat earlier or later,
-            (len(COMPARED), n).
+        flying: Where what was stored changed around that time, (len(COMPARED), n).
     """
     found = []
     for number, name in enumerate(COMPARED):
@@ -100,7 +99,9 @@ def compare(
     return found
 
 
-async def _flying(rows: pa.Table, some: Ints, asked: Asked, cache: Path) -> NDArray[np.bool_]:
+async def _flying(
+    rows: pa.Table, joined: Stored, some: Ints, asked: Asked, cache: Path
+) -> NDArray[np.bool_]:
     """As `compare` takes it, with these rows looked at."""
     times = milliseconds(rows["served_at"])[some]
     shifts = np.linspace(-asked.in_flight_s, asked.in_flight_s, _LOOKS) * 1_000
@@ -112,8 +113,8 @@ async def _flying(rows: pa.Table, some: Ints, asked: Asked, cache: Path) -> NDAr
     near = await stored(again, asked.feast, cache)
     flying = np.zeros((len(COMPARED), len(rows)), bool)
     for number, name in enumerate(COMPARED):
-        same = _apart(name, again, near) <= _TOLERANCE.get(name, 0.0)
-        flying[number, some] = same.reshape(_LOOKS, -1).any(axis=0)
+        changed = near.columns[name].reshape(_LOOKS, -1) != joined.columns[name][some]
+        flying[number, some] = changed.any(axis=0)
     return flying
 
 
@@ -160,7 +161,7 @@ async def report(asked: Asked, cache: Path) -> int:
     joined = await stored(rows, asked.feast, cache)
     differences = compare(rows, joined)
     if (some := mismatched(differences)).size:
-        differences = compare(rows, joined, await _flying(rows, some, asked, cache))
+        differences = compare(rows, joined, await _flying(rows, joined, some, asked, cache))
     print(table(differences, len(rows)))
     if unknown := int((~joined.topic_known).sum()):
         print(f"Feast has no topic for {unknown:,} of them: taken as logged.")

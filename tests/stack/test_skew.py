@@ -23,12 +23,13 @@ ROUNDS = 40
 
 
 async def test_history_has_what_feeds_were_served_with(
-    own: OwnFeast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: OwnFeast, vectors_target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls = {
         "FEED_FEATURES_URL": f"{own.url}?timeout={PATIENT_S}",
         "FEED_REDIS_URL": own.redis_url,
         "FEED_EVENTS_URL": own.redis_url,
+        "FEED_VECTORS_URL": f"edge://{vectors_target.removeprefix('unix:')}",
     }
     before = fallbacks()
     async with running_world(tmp_path / "world", urls) as world:
