@@ -80,11 +80,21 @@ def fit(
     validation: Batch,
     recipe: Recipe,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    measure: Callable[[DeepFM, Batch], float] | None = None,
 ) -> list[Epoch]:
     """Leaves the net as it was after its best epoch; returns all epochs.
 
     The same seed on the same kind of device gives the same net.
+
+    Args:
+        net: A new one.
+        train: What it learns from.
+        validation: What tells which epoch is best, and when to end.
+        recipe: How.
+        on_epoch: Told of each.
+        measure: Of the validation rows, less is better; the loss unless told.
     """
+    measure = measure or evaluate
     chance = torch.Generator().manual_seed(recipe.seed)
     # Dropout draws from the global generator.
     torch.manual_seed(recipe.seed)
@@ -96,7 +106,7 @@ def fit(
         started = time.perf_counter()
         loss = _pass(net, mean, train, recipe, optimizer, chance)
         seconds = time.perf_counter() - started
-        epoch = Epoch(loss, evaluate(mean.module, validation), seconds)
+        epoch = Epoch(loss, measure(mean.module, validation), seconds)
         epochs.append(epoch)
         on_epoch(epoch)
         if epoch.validation < best:

@@ -53,7 +53,7 @@ class Size:
     posts: float
 
 
-DEMO = Size(users=1_200, authors=300, visits=3.5, posts=3.0)
+DEMO = Size(users=800, authors=300, visits=5.0, posts=4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ class World:
         self._shift_h = chance.normal(0, 1.5, users)
         self._centres = _units(chance.normal(size=(len(TOPICS), DIMENSIONS)))
         # Whatever is below is the readers' own: nothing but their acts may show it.
-        self._tastes = _traits(chance, users, len(TOPICS), _TASTE_TRAITS, 1.15, 0.4)
-        self._likings = _traits(chance, users, authors, _STYLE_TRAITS, 0.7, 0.3)
+        self._tastes = _traits(chance, users, len(TOPICS), _TASTE_TRAITS, 1.0, 0.4)
+        self._likings = _traits(chance, users, authors, _STYLE_TRAITS, 1.2, 0.3)
         self._generosity = chance.normal(0, 0.5, users)
         self._appeal = chance.normal(0, 0.5, authors)
         self._for_media = chance.normal(0.2, 0.4, users)
