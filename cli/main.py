@@ -147,6 +147,30 @@ def demo() -> None:
     _run(load)
 
 
+@app.command("prepare")
+def prepare_backends(
+    pinot_controller: Annotated[
+        str | None, typer.Option(help="URL of Pinot's controller, where impressions are in Pinot.")
+    ] = None,
+    pinot_version: Annotated[str, typer.Option(help="0.11 or 1.5.")] = "1.5",
+) -> None:
+    """Makes schema, topics, table, bucket and collection in the backends that FEED_*_URL name.
+
+    What is there already stays, so it may be run again at any time.
+    """
+    from cli.preparing import prepare
+    from stores.impressions.pinot_table import VERSIONS
+
+    if pinot_version not in VERSIONS:
+        raise typer.BadParameter(f"known versions of Pinot are {', '.join(VERSIONS)}")
+
+    async def work() -> None:
+        async for ready in prepare(Settings(), pinot_controller, VERSIONS[pinot_version]):
+            _console.print(ready)
+
+    _run_to_end(work)
+
+
 @app.command("push-features")
 def push_features() -> None:
     """Gives all features to the feature server anew: to one that is empty, or lost some.

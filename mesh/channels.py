@@ -16,8 +16,11 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-# One connection to one address would load one pod only; round_robin uses every address.
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+# One connection to one address would load one pod only; round_robin uses every address whose server
+# says that it serves.
+_SERVICE_CONFIG = json.dumps(
+    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+)
 
 
 def open_channel(

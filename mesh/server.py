@@ -27,7 +27,7 @@ class GrpcServer:
         name: Whom its spans belong to, e.g. "candidate_svc".
         address: host:port, or unix:path.
         services: What it serves.
-        settings: FEED_SHUTDOWN_GRACE_S is read.
+        settings: FEED_SHUTDOWN_GRACE_S and FEED_CONNECTION_AGE_S are read.
 
     Raises:
         OSError: The address is taken; the message says which.
@@ -40,6 +40,7 @@ class GrpcServer:
         self._address = address
         self._services = services
         self._grace_s = settings.shutdown_grace_s
+        self._age_ms = int(settings.connection_age_s * 1000)
 
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(
@@ -50,7 +51,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # Clients reconnect now and then, and so find servers that were added since.
-                ("grpc.max_connection_age_ms", 600_000),
+                ("grpc.max_connection_age_ms", self._age_ms),
                 ("grpc.max_connection_age_grace_ms", 30_000),
             ],
         )
@@ -72,10 +73,15 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"{self._name} cannot listen on {self._address}: {error}") from error
         await self._server.start()
-        for full_name in ("", *names):
-            await self._health.set(full_name, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_serving(True)
         _log.info("%s listens on %s", self._name, self._address)
         return self
+
+    async def set_serving(self, serves: bool) -> None:
+        """Tells clients, and probes, whether calls are welcome; those that come are answered."""
+        status = health_pb2.HealthCheckResponse
+        for full_name in ("", *(name for _, _, name in self._services)):
+            await self._health.set(full_name, status.SERVING if serves else status.NOT_SERVING)
 
     async def __aexit__(
         self,

@@ -118,6 +118,12 @@ class Settings(BaseSettings):
         description="Port of /metrics in a process without the gateway; 0 for none. Of `make run`:"
         " the workers' (9464 unless set), and the vector engine's is the next.",
     )
+    connection_age_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds after which a gRPC server asks a client to connect anew; clients find"
+        " servers that were added only then.",
+    )
     shutdown_grace_s: float = Field(10.0, description="Seconds that calls in flight may take.")
 
     # -- who may do what ----------------------------------------------------------------------

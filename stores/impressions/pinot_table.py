@@ -12,6 +12,7 @@ TABLE = "impressions"
 NONE = -1
 
 PinotVersion = Literal["0.11", "1.5"]
+VERSIONS: Mapping[str, PinotVersion] = {"0.11": "0.11", "1.5": "1.5"}
 
 _KAFKA = "org.apache.pinot.plugin.stream"
 _STREAM: Mapping[PinotVersion, Mapping[str, str]] = {
