@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast train peer test-training demo-log quality off-policy-check skew
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast images train peer test-training demo-log quality off-policy-check skew
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ off-policy-check: setup ## Holds off-policy estimates against the truth, on a re
 	@$(BIN)/python -m stack.open_bandit training.open_bandit_check
 skew: setup ## Holds 10,000 logged candidates' features against Feast's historical ones; LOG=FOLDER (.feed/demo-log)
 	@$(BIN)/python -m training.skew --log $(or $(LOG),.feed/demo-log)/log --feast $(or $(LOG),.feed/demo-log)/feast
+
+images: setup ## Builds an image of each service; needs Docker. ARGS="--base IMAGE" for another base than python:3.12-slim
+	@$(BIN)/python -m stack.images $(ARGS)
 
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
