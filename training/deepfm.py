@@ -60,7 +60,7 @@ class DeepFM(nn.Module):
         layers: list[nn.Module] = []
         units = fields * shape.width
         for following in shape.hidden:
-            layers += [nn.Linear(units, following), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Dropout(dropout), nn.Linear(units, following), nn.ReLU()]
             units = following
         self.deep = nn.Sequential(*layers, nn.Linear(units, shape.heads))
         starts = torch.tensor((0, *shape.buckets[:-1])).cumsum(0)

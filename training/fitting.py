@@ -61,7 +61,7 @@ class Recipe:
     patience: int = 2
     hidden_ids: tuple[int, ...] = ()
     drop: float = 0.1
-    memory: float = 0.99
+    memory: float = 0.995
     penalty: float = 1e-2
 
 

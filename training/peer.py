@@ -24,7 +24,7 @@ FIELDS = ("user_id", "item_id", "age", "gender", "occupation", "release_year")
 WIDTH, HIDDEN, ROWS, RATE = 16, (128, 64), 2048, 1e-3
 TOLERANCE = 0.002
 # RecBole's by default.
-DROPOUT = 0.2
+DROPOUT, PATIENCE = 0.2, 10
 # Users and items.
 _IDS = (0, 1)
 
@@ -115,6 +115,7 @@ def _both(seed: int) -> tuple[Result, Result]:
                 },
                 "metrics": ["AUC", "LogLoss"],
                 "valid_metric": "AUC",
+                "stopping_step": PATIENCE,
                 "embedding_size": WIDTH,
                 "mlp_hidden_size": list(HIDDEN),
                 "dropout_prob": DROPOUT,
@@ -170,13 +171,19 @@ def _ours(sizes: tuple[int, ...], loaders: Any, seed: int) -> Result:
     train, validation, test = map(batch, loaders)
     torch.manual_seed(seed)
     net = DeepFM(Shape(sizes, dense=0, heads=1, width=WIDTH, hidden=HIDDEN), dropout=DROPOUT)
-    # RecBole hides no ids.
+    # RecBole hides no ids, and takes the epoch of the best AUC.
     recipe = Recipe(
-        seed=seed, rows=ROWS, rate=RATE, epochs=100, patience=5, hidden_ids=_IDS, drop=0
+        seed=seed, rows=ROWS, rate=RATE, epochs=100, patience=PATIENCE, hidden_ids=_IDS, drop=0
     )
-    epochs = fit(net, train, validation, recipe)
+    epochs = fit(net, train, validation, recipe, measure=_without_auc)
     auc = _auc(logits(net, test)[:, 0], test.labels[:, 0])
     return Result(auc, _median([epoch.seconds for epoch in epochs]), len(epochs))
+
+
+def _without_auc(net: Any, validation: Any) -> float:
+    from training.fitting import logits
+
+    return -_auc(logits(net, validation)[:, 0], validation.labels[:, 0])
 
 
 def _rows(loader: Any) -> Any:
