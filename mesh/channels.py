@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpc's generic classes are so in its stubs only
 
 import json
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -16,30 +16,30 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-# One connection to one address would load one pod only; round_robin uses every address whose server
-# says that it serves.
-_SERVICE_CONFIG = json.dumps(
-    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
-)
+# One connection to one address would load one pod only; round_robin uses every address.
+_SPREAD: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+# And of those only the ones whose server says that it serves.
+_WATCHED = {**_SPREAD, "healthCheckConfig": {"serviceName": ""}}
 
 
 def open_channel(
-    target: str, attempts: Attempts | None = None, *, tells_unsampled: bool = True
+    target: str, attempts: Attempts | None = None, *, is_ours: bool = True
 ) -> grpc.aio.Channel:
     """A traced channel.
 
     Args:
         target: As gRPC knows it: host:port, dns:///name:port, unix:path.
         attempts: When a call is tried again; as `Attempts` says, unless told.
-        tells_unsampled: False for a server that records whatever it is told of, sampled or not.
+        is_ours: False for a server that records whatever trace it is told of, sampled or not, and
+            that cannot be watched for whether it serves.
     """
     return grpc.aio.insecure_channel(
         target,
-        interceptors=[ClientInterceptor(target, attempts or Attempts(), tells_unsampled)],
+        interceptors=[ClientInterceptor(target, attempts or Attempts(), is_ours)],
         options=[
             # Attempts are ours to make, each with its span.
             ("grpc.enable_retries", 0),
-            ("grpc.service_config", _SERVICE_CONFIG),
+            ("grpc.service_config", json.dumps(_WATCHED if is_ours else _SPREAD)),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             # A server that comes back must be found within a second, not within two minutes.

@@ -71,7 +71,7 @@ async def _triton_lineup(url: str, registry: ModelRegistry) -> AsyncIterator[Cur
     target, model, fixed = _triton(url)
     breaker = Breaker("model")
     # Triton makes a span for whoever names a trace to it, sampled or not.
-    async with open_channel(target, tells_unsampled=False) as channel:
+    async with open_channel(target, is_ours=False) as channel:
 
         def of(number: int | None) -> Scorer:
             return TritonScorer(channel, model, str(number or ""), breaker)

@@ -73,7 +73,7 @@ async def load(target: str, name: str, number: int) -> None:
         FailedPrecondition: Triton does not take it; the detail is Triton's.
         Unavailable: Triton is away, or the version does not get ready in time.
     """
-    async with open_channel(target, tells_unsampled=False) as channel:
+    async with open_channel(target, is_ours=False) as channel:
         triton = GRPCInferenceServiceStub(channel)
         request = RepositoryModelLoadRequest(model_name=name)
         await call(triton.RepositoryModelLoad, request, timeout=_LOADED_WITHIN_S)
