@@ -103,14 +103,16 @@ peer: setup ## Holds our DeepFM against RecBole's on MovieLens-100k; installs Re
 
 test-training: setup ## Runs the tests that need PyTorch (installs it once)
 	@$(BIN)/python -m stack.environments training pytest -m training tests/training
-# Products of some thousand rows: threads that wait for one another cost more than they bring.
+
 demo-log: setup ## Simulates readers and writes a log of feeds to learn from: .feed/demo-log (some minutes)
 	@$(BIN)/python -m training.simulation --out .feed/demo-log $(ARGS)
 
 quality: setup ## Shows what the promoted model is worth to simulated readers; ARGS="--version N" for another
 	@$(BIN)/python -m training.simulation.quality $(ARGS)
+
 off-policy-check: setup ## Holds off-policy estimates against the truth, on a real log (installs it once)
 	@$(BIN)/python -m stack.open_bandit training.open_bandit_check
+
 skew: setup ## Holds 10,000 logged candidates' features against Feast's historical ones; LOG=FOLDER (.feed/demo-log)
 	@$(BIN)/python -m training.skew --log $(or $(LOG),.feed/demo-log)/log --feast $(or $(LOG),.feed/demo-log)/feast
 

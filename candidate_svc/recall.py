@@ -4,8 +4,6 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from mesh import metrics, telemetry
 from mesh.beside import Beside
@@ -37,7 +35,7 @@ class Search:
         )
 
 
-class RecallProbe:
+class RecallProbe(Beside):
     """Repeats a share of searches exactly, beside the requests; an async context manager.
 
     Args:
@@ -47,28 +45,16 @@ class RecallProbe:
     """
 
     def __init__(self, vectors: VectorStore, share: float, chance: random.Random) -> None:
+        super().__init__("measure recall", _MAX_RUNNING)
         self._vectors = vectors
         self._share = share
         self._chance = chance
-        self._beside = Beside("measure recall", _MAX_RUNNING)
-
-    async def __aenter__(self) -> Self:
-        await self._beside.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._beside.__aexit__(kind, error, traceback)
 
     def sample(self, search: Search, found: Sequence[Hit]) -> None:
         """Perhaps begins to measure how much of the exact answer was found."""
         if self._chance.random() < self._share:
             post_ids = {hit.post_id for hit in found}
-            self._beside.begin(lambda: self._measure(search, post_ids))
+            self.begin(lambda: self._measure(search, post_ids))
 
     async def _measure(self, search: Search, found: set[int]) -> None:
         async with asyncio.timeout(_TIMEOUT_S):

@@ -17,7 +17,6 @@ from mesh.ids import now_ms
 from mesh.packing import unpack
 from mesh.server import GrpcServer
 from mesh.settings import Settings
-from ranker_svc import shadow
 from ranker_svc.features import CATEGORICAL, COLUMN, DENSE, Features, Subject, build, fetch
 from ranker_svc.recent_posts import RecentPosts
 from ranker_svc.scorers import heuristic
@@ -158,12 +157,10 @@ async def server(settings: Settings, stores: Connections) -> AsyncIterator[GrpcS
     """
     async with (
         open_lineup(settings.url(settings.model_url), stores.registry()) as current,
-        shadow.opened() as beside,
+        Shadowing(Random()) as shadowing,
     ):
         recent_posts = RecentPosts(settings.post_features_s)
-        servicer = RankerService(
-            stores.features(), recent_posts, current, Shadowing(beside, Random())
-        )
+        servicer = RankerService(stores.features(), recent_posts, current, shadowing)
         name = DESCRIPTOR.services_by_name["RankerService"].full_name
         async with GrpcServer(
             "ranker_svc",

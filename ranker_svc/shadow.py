@@ -19,16 +19,15 @@ _AT_ONCE = 4
 Scores = NDArray[np.float32]
 
 
-class Shadowing:
-    """Scores a share of requests by the line-up's shadow, without anybody waiting for it.
+class Shadowing(Beside):
+    """Scores a share of requests by the line-up's shadow, beside them; an async context manager.
 
     Args:
-        beside: Where it runs.
         chance: Decides which requests.
     """
 
-    def __init__(self, beside: Beside, chance: Random) -> None:
-        self._beside = beside
+    def __init__(self, chance: Random) -> None:
+        super().__init__("score shadow", _AT_ONCE)
         self._chance = chance
 
     def sample(self, lineup: Lineup, features: Features, scores: Scores, version: str) -> None:
@@ -36,13 +35,8 @@ class Shadowing:
         shadow = lineup.shadow
         if shadow is None or not len(features) or self._chance.random() >= lineup.shadow_share:
             return
-        if not self._beside.begin(lambda: _compare(shadow, features, scores, version)):
+        if not self.begin(lambda: _compare(shadow, features, scores, version)):
             metrics.count(metrics.SHADOW_SCORED.labels("skipped"))
-
-
-def opened() -> Beside:
-    """What `Shadowing` runs in."""
-    return Beside("score shadow", _AT_ONCE)
 
 
 async def _compare(shadow: Scorer, features: Features, scores: Scores, version: str) -> None:

@@ -106,15 +106,8 @@ def build(base: str, images: Sequence[str]) -> Iterator[Built]:
     base_size = _size(base)
     for image in images:
         _run(
-            *(
-                "docker",
-                "build",
-                "--quiet",
-                "--network",
-                "none",
-                "--file",
-                str(ROOT / IMAGES[image] / "Dockerfile"),
-            ),
+            *("docker", "build", "--quiet", "--network", "none"),
+            *("--file", str(ROOT / IMAGES[image] / "Dockerfile")),
             *("--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"REVISION={revision}"),
             *("--build-arg", f"VERSION={version('feedmesh')}", "--tag", tag(image), str(ROOT)),
         )

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from mesh import telemetry
 from mesh.errors import Unavailable
+from stores.durable import sync
 from stores.log.port import Kind
 from stores.log.schemas import KEY, SCHEMAS, TIME
 
@@ -160,7 +161,7 @@ class _Writing:
         for each in reversed([folder, *folder.parents]):
             if not each.exists():
                 each.mkdir(exist_ok=True)
-                _sync(each.parent)
+                sync(each.parent)
         self._writer = pq.ParquetWriter(self._unfinished, schema, compression="zstd")
 
     def __enter__(self) -> "_Writing":
@@ -178,9 +179,9 @@ class _Writing:
                 self._flush()
             self._writer.close()
             if failed is None:
-                _sync(self._unfinished)
+                sync(self._unfinished)
                 self._unfinished.rename(self._path)
-                _sync(self._path.parent)
+                sync(self._path.parent)
         finally:
             self._unfinished.unlink(missing_ok=True)
 
@@ -232,15 +233,6 @@ def _sweep(folder: Path) -> None:
         with suppress(FileNotFoundError):
             if file.stat().st_mtime < time.time() - _ABANDONED_S:
                 file.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content, or a folder's names, durable."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from mesh import telemetry
 from mesh.errors import NotFound, Unavailable
+from stores.durable import sync
 from stores.media.images import check_key, content_type_of
 
 P = ParamSpec("P")
@@ -81,17 +82,9 @@ def _write(path: Path, data: bytes) -> None:
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
-    _sync(path.parent)
+    sync(path.parent)
     if new_folder:
-        _sync(path.parent.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path.parent.parent)
 
 
 def _delete(paths: Sequence[Path]) -> None:

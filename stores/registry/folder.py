@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.errors import FailedPrecondition, NotFound
+from stores.durable import sync
 from stores.registry.port import State
 
 MODEL = "model.onnx"
@@ -48,9 +49,9 @@ class FolderRegistry:
                 if missing:
                     raise FailedPrecondition(f"a version without {' and '.join(missing)}")
                 for file in unfinished.rglob("*"):
-                    _sync(file)
+                    sync(file)
                 unfinished.rename(self._versions / str(number))
-                _sync(self._versions)
+                sync(self._versions)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -98,9 +99,9 @@ class FolderRegistry:
             if following:
                 unfinished = self.root / ".state.json"
                 unfinished.write_text(json.dumps(asdict(following[-1]), indent=1))
-                _sync(unfinished)
+                sync(unfinished)
                 unfinished.rename(self.state_file)
-                _sync(self.root)
+                sync(self.root)
 
     @property
     def state_file(self) -> Path:
@@ -117,11 +118,3 @@ class FolderRegistry:
         with (self.root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

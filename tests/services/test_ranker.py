@@ -18,7 +18,6 @@ from mesh import deadlines
 from mesh.channels import call
 from mesh.errors import InvalidArgument
 from mesh.packing import DIMENSIONS, Vector, pack
-from ranker_svc import shadow
 from ranker_svc.features import Features
 from ranker_svc.recent_posts import RecentPosts
 from ranker_svc.scorers.port import Lineup
@@ -180,7 +179,7 @@ class StuckScorer:
 
 async def test_a_model_that_is_late_is_replaced_before_the_deadline(stores: Connections) -> None:
     lineup = Lineup((StuckScorer(),))
-    shadowing = Shadowing(shadow.opened(), Random(1))
+    shadowing = Shadowing(Random(1))
     service = RankerService(stores.features(), RecentPosts(0), lambda: lineup, shadowing)
     with deadlines.within(0.2):
         async with asyncio.timeout(0.2):

@@ -8,37 +8,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_TIME = ("event_timestamp", pa.timestamp("us", tz="UTC"))
-SCHEMAS = {
-    "user_stats": pa.schema(
-        [
-            ("user_id", pa.int64()),
-            ("follower_count", pa.int64()),
-            ("avg_engagement_rate", pa.float64()),
-            ("interest_vector_json", pa.string()),
-            _TIME,
-        ]
-    ),
-    "post_stats": pa.schema(
-        [
-            ("post_id", pa.int64()),
-            ("like_count", pa.int64()),
-            ("has_media", pa.bool_()),
-            ("author_id", pa.int64()),
-            ("embedding_json", pa.string()),
-            ("topic", pa.string()),
-            _TIME,
-        ]
-    ),
-    "user_author_affinity": pa.schema(
-        [
-            ("user_id", pa.int64()),
-            ("author_id", pa.int64()),
-            ("affinity_score", pa.float64()),
-            _TIME,
-        ]
-    ),
-}
+from training.simulation.history import SCHEMAS
 
 
 def add(data: Path, view: str, *rows: Mapping[str, Any], without: str = "") -> None:

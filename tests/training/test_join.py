@@ -12,7 +12,8 @@ import pytest
 from mesh.settings import Settings
 from stack import environments, feast
 from tests.training.logs import NOON
-from tests.training.offline import SCHEMAS, add
+from tests.training.offline import add
+from training.simulation.history import SCHEMAS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
