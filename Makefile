@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast images train peer test-training demo-log quality off-policy-check skew
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast images train peer test-training demo-log quality off-policy-check skew k8s-test
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -118,6 +118,9 @@ skew: setup ## Holds 10,000 logged candidates' features against Feast's historic
 
 images: setup ## Builds an image of each service; needs Docker. ARGS="--base IMAGE" for another base than python:3.12-slim
 	@$(BIN)/python -m stack.images $(ARGS)
+
+k8s-test: setup ## Runs the mesh in a real Kubernetes node and tests it there; needs root, Go, JDK 17, Maven, Docker and more (docs/kubernetes.md)
+	@$(BIN)/python -m stack.kubernetes $(BIN)/python -m pytest -m k8s --timeout 400 -p no:cacheprovider tests/k8s
 
 lint: setup ## ruff, import rules, format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -220,8 +220,8 @@ class Bare:
         }
 
     async def _vectors(self) -> dict[str, Call]:
-        path = self._settings.vectors_url.removeprefix("edge://")
-        channel = await self._open.enter_async_context(grpc.aio.insecure_channel(f"unix:{path}"))
+        target = self._settings.vectors_url.removeprefix("edge+tcp://")
+        channel = await self._open.enter_async_context(grpc.aio.insecure_channel(target))
         stub: Any = vectors_pb2_grpc.VectorServiceStub(channel)
         async with Connections(self._settings) as stores:
             taste = (await stores.features().user(self._reader_id)).interest_vector

@@ -4,7 +4,8 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -53,6 +54,22 @@ def show(number: Annotated[int, _NUMBER]) -> None:
     _print(_facts(card))
     for reason in faults(card):
         _print(f"not to be promoted: {reason}")
+
+
+@promoting.command()
+def repository(
+    out: Annotated[Path, typer.Option(file_okay=False, help="The model repository.")],
+    name: Annotated[str, typer.Option(help="The model's name in Triton.")] = "ranker",
+    backend: Annotated[
+        Literal["python", "onnxruntime"], typer.Option(help="onnxruntime is for NVIDIA's image.")
+    ] = "python",
+) -> None:
+    """Writes what ranks, or the heuristic before anything does, as Triton's model repository."""
+    from stack.triton.repository import write_served
+
+    with _reported():
+        written = write_served(out, name, _registry(), backend)
+    _print(f"{out} has {name}: {written}")
 
 
 @promoting.command()

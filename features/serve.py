@@ -15,6 +15,7 @@ from views import post_stats, user_author_affinity, user_stats
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", required=True)
     options = parser.parse_args()
     os.chdir(Path(__file__).parent)
@@ -23,10 +24,8 @@ def main() -> None:
         parquet_folders.add_columns(view)
     cli(["apply"], standalone_mode=False)
     # By default it starts anew every 1,000 requests, and stands still meanwhile.
-    cli(
-        ["serve", "--port", options.port, "--max-requests", "0", "--no-access-log"],
-        standalone_mode=False,
-    )
+    where = ("--host", options.host, "--port", options.port)
+    cli(["serve", *where, "--max-requests", "0", "--no-access-log"], standalone_mode=False)
 
 
 if __name__ == "__main__":

@@ -204,11 +204,11 @@ class Valkey:
         return self._dir / "valkey.log"
 
 
-async def answers(port: int) -> bool:
+async def answers(port: int, host: str = HOST) -> bool:
     """Whether a server there says PONG, which one that still loads its data does not."""
     try:
         async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(host, port)
             try:
                 writer.write(b"PING\r\n")
                 return await reader.readline() == b"+PONG\r\n"

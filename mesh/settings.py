@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     vectors_url: str = Field(
         "edge://{data}/vectors.sock",
         description=(
-            "Vector index: edge:// is the embedded engine; qdrant://HOST:PORT/COLLECTION?api_key= "
-            "a Qdrant server's gRPC, qdrants:// with TLS."
+            "Vector index: edge:// is the embedded engine, edge+tcp://HOST:PORT one elsewhere; "
+            "qdrant://HOST:PORT/COLLECTION?api_key= a Qdrant server's gRPC, qdrants:// with TLS."
         ),
     )
     graph_url: str = Field(
@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     stack_cache: Path = Field(
         Path("~/.cache/feedmesh"), description="Folder that real servers are installed into, once."
     )
+    stack_host: str = Field("127.0.0.1", description="Address that `make stack` listens on.")
     stack_port: int = Field(14000, description="First of the 20 ports of `make stack`.")
 
     # -- what a process listens on ------------------------------------------------------------

@@ -14,7 +14,7 @@ import psutil
 
 from local.embedded import port_is_taken
 from mesh.errors import FailedPrecondition, Unavailable
-from stack.place import HOST, Place
+from stack.place import Place
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -66,6 +66,7 @@ class Daemon:
 
     def __init__(self, server: Server, place: Place) -> None:
         self.server = server
+        self._host = place.host
         self._folder = place.data(server.name)
         self.log_file = place.log_file(server.name)
 
@@ -144,7 +145,7 @@ class Daemon:
     async def _ports_given_back(self) -> None:
         """A killed process is seen as dead before its last thread, which holds its sockets, is."""
         until = time.monotonic() + _KILLED_WITHIN_S
-        while any(port_is_taken(HOST, port) for port in self.server.ports):
+        while any(port_is_taken(self._host, port) for port in self.server.ports):
             if time.monotonic() > until:
                 return
             await asyncio.sleep(_POLL_S)
@@ -158,11 +159,11 @@ class Daemon:
         return True
 
     async def _spawn(self) -> None:
-        taken = [port for port in self.server.ports if port_is_taken(HOST, port)]
+        taken = [port for port in self.server.ports if port_is_taken(self._host, port)]
         if taken:
             raise FailedPrecondition(
-                f"port {', '.join(map(str, taken))} of {HOST}, for {self.server.name}, is taken; "
-                "stop what listens there, or set FEED_STACK_PORT"
+                f"port {', '.join(map(str, taken))} of {self._host}, for {self.server.name}, "
+                "is taken; stop what listens there, or set FEED_STACK_PORT"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from mesh import logs
 from mesh.errors import FeedError, Internal
 from mesh.settings import Settings
 from stack import environments
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 
 ENVIRONMENT = "feast"
 REPOSITORY = environments.ROOT / "features"
@@ -30,8 +30,8 @@ def environment(place: Place) -> Mapping[str, str]:
     return {
         "FEED_FEAST_PROJECT": "feedmesh",
         "FEED_FEAST_DATA": str(folder),
-        "FEED_FEAST_REDIS": f"{HOST}:{place.port(Port.VALKEY)},db={_DATABASE}",
-        "FEED_FEAST_CACHE": f"redis://{HOST}:{place.port(Port.VALKEY)}/0",
+        "FEED_FEAST_REDIS": f"{place.host}:{place.port(Port.VALKEY)},db={_DATABASE}",
+        "FEED_FEAST_CACHE": f"redis://{place.host}:{place.port(Port.VALKEY)}/0",
         "FEAST_USAGE": "False",
         # Where its web server puts a socket; by default two servers of one user share it.
         "XDG_RUNTIME_DIR": str(folder),
@@ -59,7 +59,7 @@ async def historical(cache: Path, data: Path, folder: Path) -> None:
             "FEED_FEAST_PROJECT": "feedmesh",
             "FEED_FEAST_DATA": str(await asyncio.to_thread(data.resolve)),
             # No online value is read.
-            "FEED_FEAST_REDIS": f"{HOST}:0",
+            "FEED_FEAST_REDIS": "127.0.0.1:0",
             "FEAST_USAGE": "False",
             "PYTHONWARNINGS": "ignore",
         },

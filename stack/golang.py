@@ -1,5 +1,7 @@
 """Programs from the Go module proxy."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from stack.installing import once, run
@@ -45,6 +47,32 @@ async def built(place: Place, package: str, go_mod: str) -> Path:
     return await once(place.cache, name, go_mod.encode(), build) / name
 
 
+async def built_together(
+    place: Place, name: str, packages: Sequence[str], go_mod: str, linked: str
+) -> Path:
+    """The folder of several such programs of one module, which need nothing of this machine's.
+
+    Args:
+        place: Whose cache it goes to.
+        name: What they are together.
+        packages: Their import paths.
+        go_mod: The go.mod of ours.
+        linked: What the linker is told (-ldflags).
+
+    Raises:
+        FailedPrecondition: As `installed`.
+    """
+
+    async def build(folder: Path) -> None:
+        (folder / "go.mod").write_text(go_mod)
+        command = ("go", "build", "-trimpath", "-ldflags", linked, "-o", f"{folder}/", *packages)
+        await run(*command, cwd=folder, env={**_ENV, "CGO_ENABLED": "0"})
+
+    definition = "\n".join((go_mod, linked, *packages))
+    return await once(place.cache, name, definition.encode(), build)
+
+
 def program(package: str) -> str:
-    """What Go calls the program."""
-    return package.rpartition("/")[2]
+    """What Go calls the program: the path's last part, less the module's major version."""
+    parts = package.split("/")
+    return parts[-2] if re.fullmatch(r"v\d+", parts[-1]) else parts[-1]

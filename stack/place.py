@@ -7,11 +7,9 @@ from typing import Self
 
 from mesh.settings import Settings
 
-HOST = "127.0.0.1"
-
 
 class Port(IntEnum):
-    """What listens where, counted from FEED_STACK_PORT. All on loopback."""
+    """What listens where, counted from FEED_STACK_PORT."""
 
     VALKEY = 0
     TIDB = 1
@@ -27,6 +25,7 @@ class Port(IntEnum):
     FEAST = 11
     TRITON = 12
     PINOT_SERVER_GRPC = 13
+    VECTORS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,13 @@ class Place:
     """One stack's own ports and folders; two stacks on one machine differ in both.
 
     Args:
+        host: What servers listen on; loopback, or another address of this machine.
         first_port: See `Port`.
         folder: Data, logs and process ids.
         cache: What is installed, shared by all checkouts.
     """
 
+    host: str
     first_port: int
     folder: Path
     cache: Path
@@ -47,6 +48,7 @@ class Place:
     def of(cls, settings: Settings) -> Self:
         """The place that the settings give."""
         return cls(
+            settings.stack_host,
             settings.stack_port,
             settings.data_dir.resolve() / "stack",
             settings.stack_cache.expanduser(),

@@ -17,7 +17,7 @@ from mesh import logs
 from mesh.errors import FeedError
 from mesh.settings import Settings
 from stack.daemon import Daemon
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stack.stack import daemons, describe, start, stop
 
 # Below those that systems give to clients.
@@ -33,7 +33,12 @@ async def run(command: list[str], settings: Settings) -> int:
     """
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="feed-"))
-    place = Place(free_ports(), folder / "stack", settings.stack_cache.expanduser())
+    place = Place(
+        settings.stack_host,
+        free_ports(settings.stack_host),
+        folder / "stack",
+        settings.stack_cache.expanduser(),
+    )
     try:
         running = daemons(place, await describe(place))
         print(f"stack installed after {time.monotonic() - began:.0f} s", flush=True)
@@ -55,10 +60,10 @@ async def run(command: list[str], settings: Settings) -> int:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def free_ports() -> int:
+def free_ports(host: str) -> int:
     """The first of as many free ports as a stack has."""
     for first in random.sample(_PORTS, len(_PORTS)):
-        if not any(port_is_taken(HOST, first + port) for port in Port):
+        if not any(port_is_taken(host, first + port) for port in Port):
             return first
     raise OSError("no 20 free ports in a row")
 

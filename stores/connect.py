@@ -229,12 +229,17 @@ class Connections:
 
     @cached_property
     def _vector_store(self) -> VectorStore:
-        self._expect("vectors_url", "edge", "qdrant", "qdrants")
+        self._expect("vectors_url", "edge", "edge+tcp", "qdrant", "qdrants")
         store: VectorStore
-        if self._scheme("vectors_url") == "edge":
+        if self._scheme("vectors_url").startswith("edge"):
             from stores.vectors.edge import EdgeVectorStore
 
-            store = EdgeVectorStore(f"unix:{self._path('vectors_url')}")
+            over_tcp = self._scheme("vectors_url") == "edge+tcp"
+            store = EdgeVectorStore(
+                urlsplit(self._url("vectors_url")).netloc
+                if over_tcp
+                else f"unix:{self._path('vectors_url')}"
+            )
         else:
             from stores.vectors.qdrant import Location, QdrantVectorStore
 

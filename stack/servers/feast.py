@@ -4,7 +4,7 @@ import httpx
 
 from stack import environments, feast
 from stack.daemon import Server
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 
 _VERSION = next(
     line.partition("==")[2].split()[0]
@@ -18,7 +18,7 @@ async def server(place: Place) -> Server:
     """It applies the definitions and then serves them; its online store is the stack's Valkey."""
     program = await environments.python(place.cache, feast.ENVIRONMENT)
     port = place.port(Port.FEAST)
-    url = f"http://{HOST}:{port}"
+    url = f"http://{place.host}:{port}"
 
     async def is_healthy() -> bool:
         # Its /health is well also when its Redis is away.
@@ -28,7 +28,14 @@ async def server(place: Place) -> Server:
     return Server(
         name="feast",
         version=_VERSION,
-        command=[str(program), str(feast.REPOSITORY / "serve.py"), "--port", str(port)],
+        command=[
+            str(program),
+            str(feast.REPOSITORY / "serve.py"),
+            "--host",
+            place.host,
+            "--port",
+            str(port),
+        ],
         url=f"feast+{url}",
         ports=[port],
         is_healthy=is_healthy,

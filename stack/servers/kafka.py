@@ -9,7 +9,7 @@ from stack import maven
 from stack.daemon import Server
 from stack.installing import run
 from stack.maven import Jar
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stores.events.kafka import KafkaEventLog
 from stores.events.kafka_client import KafkaAddress
 from stores.events.port import Topic
@@ -19,6 +19,7 @@ _JARS = (
     Jar(f"org.apache.kafka:kafka_2.13:{_VERSION}"),
     Jar("org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"),
 )
+_PORTS = (Port.KAFKA, Port.KAFKA_CONTROLLER)
 # A UUID, as Kafka writes one.
 _CLUSTER_ID = "ZmVlZG1lc2gtc3RhY2stMQ"
 _LOG = """status=error
@@ -37,13 +38,13 @@ async def server(place: Place) -> Server:
     (Not through a power cut: one node alone writes to the disk when the kernel does.)
     """
     jars = await maven.installed(place, "kafka", _JARS)
-    port, controller = place.port(Port.KAFKA), place.port(Port.KAFKA_CONTROLLER)
+    at = f"{place.host}:{place.port(Port.KAFKA)}"
     folder = place.data("kafka")
-    await asyncio.to_thread(_configure, folder, _properties(folder, port, controller))
+    await asyncio.to_thread(_configure, folder, _properties(place))
     await _format(folder, jars)
 
     async def is_healthy() -> bool:
-        admin = AIOKafkaAdminClient(bootstrap_servers=f"{HOST}:{port}", request_timeout_ms=1_000)
+        admin = AIOKafkaAdminClient(bootstrap_servers=at, request_timeout_ms=1_000)
         try:
             await admin.start()
             return bool(await admin.describe_cluster())
@@ -51,7 +52,7 @@ async def server(place: Place) -> Server:
             await admin.close()
 
     async def prepare() -> None:
-        log = KafkaEventLog(KafkaAddress((f"{HOST}:{port}",)))
+        log = KafkaEventLog(KafkaAddress((at,)))
         try:
             await log.make_topics(list(Topic))
         finally:
@@ -65,21 +66,22 @@ async def server(place: Place) -> Server:
             "-Dlog4j2.configurationFile=log4j2.properties",
             *("-cp", f"{jars}/*", "kafka.Kafka", "server.properties"),
         ],
-        url=f"kafka://{HOST}:{port}",
-        ports=[port, controller],
+        url=f"kafka://{at}",
+        ports=[place.port(port) for port in _PORTS],
         is_healthy=is_healthy,
         prepare=prepare,
     )
 
 
-def _properties(folder: Path, port: int, controller: int) -> str:
+def _properties(place: Place) -> str:
+    at, controller = (f"{place.host}:{place.port(each)}" for each in _PORTS)
     return f"""process.roles=broker,controller
 node.id=1
-controller.quorum.voters=1@{HOST}:{controller}
-listeners=PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller}
-advertised.listeners=PLAINTEXT://{HOST}:{port}
+controller.quorum.voters=1@{controller}
+listeners=PLAINTEXT://{at},CONTROLLER://{controller}
+advertised.listeners=PLAINTEXT://{at}
 controller.listener.names=CONTROLLER
-log.dirs={folder / "data"}
+log.dirs={place.data("kafka") / "data"}
 # Topics come with the partitions and the retention that feedmesh states, or not at all.
 auto.create.topics.enable=false
 default.replication.factor=1

@@ -6,7 +6,7 @@ import httpx
 
 from stack import golang
 from stack.daemon import Server
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stores.media.bucket import make_bucket
 from stores.media.s3 import Location
 
@@ -24,15 +24,15 @@ async def server(place: Place) -> Server:
 
     async def is_healthy() -> bool:
         async with httpx.AsyncClient(timeout=1) as client:
-            answer = await client.get(f"http://{HOST}:{port}/minio/health/ready")
+            answer = await client.get(f"http://{place.host}:{port}/minio/health/ready")
             return answer.status_code == 200
 
-    url = f"s3+http://{_USER}:{_PASSWORD}@{HOST}:{port}/{BUCKET}"
+    url = f"s3+http://{_USER}:{_PASSWORD}@{place.host}:{port}/{BUCKET}"
     return Server(
         name="minio",
         version="2026-02-12",
         command=[
-            *(str(program), "server", "--quiet", "--address", f"{HOST}:{port}"),
+            *(str(program), "server", "--quiet", "--address", f"{place.host}:{port}"),
             str(place.data("minio") / "data"),
         ],
         url=url,

@@ -12,7 +12,7 @@ import httpx
 from stack import maven
 from stack.daemon import Server
 from stack.maven import Jar
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stores.events.port import Topic
 from stores.impressions.pinot_admin import make_table
 from stores.impressions.pinot_table import TABLE
@@ -54,7 +54,7 @@ async def server(place: Place) -> Server:
     lib, folder = await jars(place), place.data("pinot")
     await asyncio.to_thread(_configure, folder, place)
     controller, broker, admin = (
-        f"http://{HOST}:{place.port(port)}"
+        f"http://{place.host}:{place.port(port)}"
         for port in (Port.PINOT_CONTROLLER, Port.PINOT_BROKER, Port.PINOT_SERVER_ADMIN)
     )
 
@@ -64,7 +64,7 @@ async def server(place: Place) -> Server:
             return all(answer.status_code == 200 for answer in answers)
 
     async def prepare() -> None:
-        kafka = [f"{HOST}:{place.port(Port.KAFKA)}"]
+        kafka = [f"{place.host}:{place.port(Port.KAFKA)}"]
         await make_table("0.11", controller, broker, kafka, Topic.IMPRESSIONS)
 
     return Server(
@@ -79,11 +79,11 @@ async def server(place: Place) -> Server:
             *("-Dzk.session.timeout=6000", "-Dpinot.admin.system.exit=false"),
             *("-Dplugins.dir=plugins", "-cp", f"{lib}/*"),
             *("org.apache.pinot.tools.admin.PinotAdministrator", "StartServiceManager"),
-            *("-zkAddress", f"{HOST}:{place.port(Port.ZOOKEEPER)}", "-clusterName", _CLUSTER),
+            *("-zkAddress", f"{place.host}:{place.port(Port.ZOOKEEPER)}", "-clusterName", _CLUSTER),
             *("-port", "-1", "-bootstrapConfigPaths"),
             *("controller.conf", "broker.conf", "server.conf"),
         ],
-        url=f"pinot://{HOST}:{place.port(Port.PINOT_BROKER)}/{TABLE}",
+        url=f"pinot://{place.host}:{place.port(Port.PINOT_BROKER)}/{TABLE}",
         ports=[
             place.port(port)
             for port in (
@@ -106,33 +106,33 @@ def _configure(folder: Path, place: Place) -> None:
     (folder / "controller.conf").write_text(f"""pinot.service.role=CONTROLLER
 pinot.cluster.name={_CLUSTER}
 controller.helix.cluster.name={_CLUSTER}
-controller.zk.str={HOST}:{port(Port.ZOOKEEPER)}
-controller.host={HOST}
+controller.zk.str={place.host}:{port(Port.ZOOKEEPER)}
+controller.host={place.host}
 controller.port={controller}
 controller.access.protocols=http
-controller.access.protocols.http.host={HOST}
+controller.access.protocols.http.host={place.host}
 controller.access.protocols.http.port={controller}
 controller.data.dir={data / "controller"}
 """)
     broker = port(Port.PINOT_BROKER)
     (folder / "broker.conf").write_text(f"""pinot.service.role=BROKER
 pinot.cluster.name={_CLUSTER}
-pinot.broker.hostname={HOST}
+pinot.broker.hostname={place.host}
 pinot.broker.client.queryPort={broker}
 pinot.broker.client.access.protocols=http
-pinot.broker.client.access.protocols.http.host={HOST}
+pinot.broker.client.access.protocols.http.host={place.host}
 pinot.broker.client.access.protocols.http.port={broker}
 """)
     admin = port(Port.PINOT_SERVER_ADMIN)
     (folder / "server.conf").write_text(f"""pinot.service.role=SERVER
 pinot.cluster.name={_CLUSTER}
-pinot.server.netty.host={HOST}
+pinot.server.netty.host={place.host}
 pinot.server.netty.port={port(Port.PINOT_SERVER)}
 pinot.server.grpc.enable=false
 pinot.server.grpc.port={port(Port.PINOT_SERVER_GRPC)}
 pinot.server.adminapi.port={admin}
 pinot.server.adminapi.access.protocols=http
-pinot.server.adminapi.access.protocols.http.host={HOST}
+pinot.server.adminapi.access.protocols.http.host={place.host}
 pinot.server.adminapi.access.protocols.http.port={admin}
 pinot.server.instance.dataDir={data / "segments"}
 pinot.server.instance.segmentTarDir={data / "tars"}

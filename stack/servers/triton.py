@@ -4,7 +4,7 @@ import sys
 
 from mesh.settings import Settings
 from stack.daemon import Server
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stack.triton.install import install
 from stack.triton.server import MODEL, serves
 
@@ -20,13 +20,16 @@ async def server(place: Place) -> Server:
     registry_url = Settings().registry_url.replace("{data}", str(place.folder.parent))
 
     async def is_healthy() -> bool:
-        return await serves(port)
+        return await serves(port, place.host)
 
     return Server(
         name="triton",
         version=_VERSION,
-        command=[sys.executable, "-m", "stack.triton", "--port", str(port)],
-        url=f"triton://{HOST}:{port}/{MODEL}",
+        command=[
+            *(sys.executable, "-m", "stack.triton"),
+            *("--host", place.host, "--port", str(port)),
+        ],
+        url=f"triton://{place.host}:{port}/{MODEL}",
         ports=[port],
         is_healthy=is_healthy,
         env={

@@ -4,17 +4,17 @@ import sys
 from importlib.metadata import version
 
 from stack.daemon import Server
-from stack.place import Place
+from stack.place import Place, Port
 from stores.vectors.edge import EdgeVectorStore
 
 
 async def server(place: Place) -> Server:
-    """`stores.vectors.edge_server` on a unix socket."""
-    folder = place.data("vectors")
-    socket = folder / "vectors.sock"
+    """`stores.vectors.edge_server`, over TCP."""
+    port = place.port(Port.VECTORS)
+    target = f"{place.host}:{port}"
 
     async def is_healthy() -> bool:
-        store = EdgeVectorStore(f"unix:{socket}")
+        store = EdgeVectorStore(target)
         try:
             return await store.count() >= 0
         finally:
@@ -25,10 +25,10 @@ async def server(place: Place) -> Server:
         version=f"qdrant-edge {version('qdrant-edge-py')}",
         command=[
             *(sys.executable, "-m", "stores.vectors.edge_server"),
-            *("--socket", str(socket), "--data", str(folder / "data")),
+            *("--listen", target, "--data", str(place.data("vectors") / "data")),
         ],
-        url=f"edge://{socket}",
-        ports=[],
+        url=f"edge+tcp://{target}",
+        ports=[port],
         is_healthy=is_healthy,
         # It is one of ours: its spans go where those of `make run-stack` go.
         env={"FEED_DEBUG_TRACES": "1", "FEED_DATA_DIR": str(place.folder.parent)},

@@ -1,10 +1,9 @@
 """ZooKeeper, which only Pinot needs, from Pinot's own jars."""
 
 import asyncio
-from pathlib import Path
 
 from stack.daemon import Server
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stack.servers.pinot import LOG, jars
 
 _VERSION = "3.5.8"
@@ -12,13 +11,13 @@ _VERSION = "3.5.8"
 
 async def server(place: Place) -> Server:
     """One server."""
-    folder, port = place.data("zookeeper"), place.port(Port.ZOOKEEPER)
+    port = place.port(Port.ZOOKEEPER)
     lib = await jars(place)
-    await asyncio.to_thread(_configure, folder, port)
+    await asyncio.to_thread(_configure, place)
 
     async def is_healthy() -> bool:
         async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(place.host, port)
             try:
                 writer.write(b"ruok")
                 return await reader.read() == b"imok"
@@ -33,19 +32,20 @@ async def server(place: Place) -> Server:
             *("-Dlog4j2.configurationFile=log4j2.xml", "-cp", f"{lib}/*"),
             *("org.apache.zookeeper.server.ZooKeeperServerMain", "zoo.cfg"),
         ],
-        url=f"{HOST}:{port}",
+        url=f"{place.host}:{port}",
         ports=[port],
         is_healthy=is_healthy,
     )
 
 
-def _configure(folder: Path, port: int) -> None:
+def _configure(place: Place) -> None:
+    folder = place.data("zookeeper")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log4j2.xml").write_text(LOG)
     (folder / "zoo.cfg").write_text(f"""tickTime=1000
 dataDir={folder / "data"}
-clientPort={port}
-clientPortAddress={HOST}
+clientPort={place.port(Port.ZOOKEEPER)}
+clientPortAddress={place.host}
 admin.enableServer=false
 4lw.commands.whitelist=ruok
 autopurge.purgeInterval=1

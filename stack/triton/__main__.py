@@ -13,7 +13,7 @@ from mesh.settings import Settings
 from stack.place import Place
 from stack.triton import heuristic
 from stack.triton.install import install
-from stack.triton.server import Triton
+from stack.triton.server import LOOPBACK, Triton
 from stores.connect import Connections
 from stores.registry.moves import kept
 
@@ -27,7 +27,8 @@ async def serve(settings: Settings, options: argparse.Namespace) -> None:
     folder = settings.data_dir.resolve() / "triton"
     model = options.model or await asyncio.to_thread(_models, settings, folder)
     triton = Triton(
-        *(installation, model, folder, options.port, options.traces, settings.triton_repository)
+        *(installation, model, folder, options.port, options.traces, settings.triton_repository),
+        options.host,
     )
     await triton.start()
     try:
@@ -63,6 +64,7 @@ def main() -> None:
         "--model", type=Path, help="an ONNX file; without one, what is promoted, or the heuristic"
     )
     parser.add_argument("--install", action="store_true", help="only installs it, and ends")
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on (loopback)")
     parser.add_argument("--port", type=int, default=8001, help="gRPC port (8001)")
     parser.add_argument(
         "--traces", metavar="URL", help="OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces"

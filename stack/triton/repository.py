@@ -1,29 +1,29 @@
 """Triton's model repository: one model in numbered versions, from ONNX files.
 
-`python -m stack.triton.repository --registry DIR --out DIR` writes one of the versions that the
-model registry serves, for a Triton that runs elsewhere.
+`feedmesh model repository` writes one of the versions that the model registry serves, for a Triton
+that runs elsewhere.
 
 All versions of a model have one configuration. Each may have a contract of its own, so the
 configuration has the contracts by number, `features.3` and `version.3`, and those of the highest
 number also without one: that is what Triton answers with when nobody asks for a number.
 """
 
-import argparse
 import filecmp
 import json
 import shutil
-import sys
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import onnx
 from google.protobuf.message import DecodeError
 
-from mesh.errors import FailedPrecondition, FeedError
+from mesh.errors import FailedPrecondition
 from ranker_svc.scorers.contract import FEATURES_KEY, VERSION_KEY
+from stack.triton import heuristic
 from stores.registry.folder import FolderRegistry
 from stores.registry.moves import kept
 
@@ -52,7 +52,7 @@ class _Version:
     metadata: Mapping[str, str]
 
 
-def write(folder: Path, name: str, model: Path) -> str:
+def write(folder: Path, name: str, model: Path, backend: Backend = "python") -> str:
     """Makes this the model's only version; returns what it calls itself.
 
     Args:
@@ -60,13 +60,14 @@ def write(folder: Path, name: str, model: Path) -> str:
         name: The model's name in Triton.
         model: A file as `ranker_svc.scorers.onnx.OnnxScorer` takes it: the scores as
             first output, `features` and `version` in its metadata.
+        backend: As `add_version` takes it.
 
     Raises:
         FailedPrecondition: The model is no such file.
     """
     version = _read(model)
     # The number tells two models apart, in each answer of Triton.
-    write_all(folder, name, {zlib.crc32(model.read_bytes()) or 1: model})
+    write_all(folder, name, {zlib.crc32(model.read_bytes()) or 1: model}, backend)
     return version.metadata.get(VERSION_KEY, "")
 
 
@@ -81,6 +82,24 @@ def write_all(
     shutil.rmtree(folder / name, ignore_errors=True)
     for number, model in models.items():
         add_version(folder, name, number, model, backend)
+
+
+def write_served(folder: Path, name: str, registry: FolderRegistry, backend: Backend) -> str:
+    """Makes what the registry serves the model's versions; the heuristic while that is nothing.
+
+    Returns:
+        What it has then, in words.
+
+    Raises:
+        FailedPrecondition: As `add_version`.
+    """
+    if models := {number: registry.model_file(number) for number in kept(registry.state())}:
+        write_all(folder, name, models, backend)
+        return f"version {', '.join(map(str, sorted(models)))}"
+    with TemporaryDirectory() as scratch:
+        model = Path(scratch, "heuristic.onnx")
+        heuristic.save(model)
+        return write(folder, name, model, backend)
 
 
 def add_version(
@@ -256,26 +275,3 @@ def _tensor_of(value: Any) -> _Tensor:
     return _Tensor(
         _TYPES[int(tensor.elem_type)], tuple(dim.dim_value or -1 for dim in tensor.shape.dim)
     )
-
-
-def main() -> None:
-    """Writes the repository; what cannot be is said on one line, with exit code 1."""
-    parser = argparse.ArgumentParser(prog="python -m stack.triton.repository")
-    parser.add_argument("--registry", type=Path, required=True, help="the model registry's folder")
-    parser.add_argument("--out", type=Path, required=True, help="the repository")
-    parser.add_argument("--name", default="ranker", help="the model's name in Triton (ranker)")
-    parser.add_argument("--backend", choices=["python", "onnxruntime"], default="python")
-    options = parser.parse_args()
-    registry = FolderRegistry(options.registry)
-    try:
-        models = {number: registry.model_file(number) for number in kept(registry.state())}
-        if not models:
-            raise FailedPrecondition(f"nothing is promoted in {options.registry}")
-        write_all(options.out, options.name, models, options.backend)
-    except (OSError, FeedError) as error:
-        sys.exit(f"no repository: {error}")
-    print(f"{options.out} serves {', '.join(map(str, sorted(models)))} as {options.name}")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from stack.triton import repository
 from stack.triton.install import Installation, python_library
 
 _log = logging.getLogger(__name__)
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 MODEL = "ranker"
 _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 10.0
@@ -30,7 +30,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the Python backend keeps 
 
 
 class Triton:
-    """tritonserver on loopback with one model, called `MODEL`.
+    """tritonserver with one model, called `MODEL`.
 
     Args:
         installation: What `stack.triton.install` installed.
@@ -41,6 +41,7 @@ class Triton:
         traces_url: Where its spans go: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces.
             It gets the spans of all requests whose caller samples them. None for nowhere.
         models: Its model repository, if it is to be elsewhere.
+        host: What it listens on.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Triton:
         port: int,
         traces_url: str | None = None,
         models: Path | None = None,
+        host: str = LOOPBACK,
     ) -> None:
         self._installation = installation
         self._model = model
         self._folder = folder
         self._models = models or folder / "models"
         self._port = port
+        self._host = host
         self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
         # The model's version as it names itself, or the numbers of its versions.
@@ -65,7 +68,7 @@ class Triton:
     @property
     def url(self) -> str:
         """For FEED_MODEL_URL."""
-        return f"triton://{HOST}:{self._port}/{MODEL}"
+        return f"triton://{self._host}:{self._port}/{MODEL}"
 
     @property
     def log_file(self) -> Path:
@@ -85,8 +88,8 @@ class Triton:
             FailedPrecondition: The port is taken, or the model is no ONNX file.
             Unavailable: It does not start, or not in time; the detail has what it complained of.
         """
-        if port_is_taken(HOST, self._port):
-            raise FailedPrecondition(f"port {self._port} of {HOST} is taken")
+        if port_is_taken(self._host, self._port):
+            raise FailedPrecondition(f"port {self._port} of {self._host} is taken")
         self._folder.mkdir(parents=True, exist_ok=True)
         self.version = await asyncio.to_thread(self._write)
         self._remove_left_overs()
@@ -104,7 +107,7 @@ class Triton:
             )
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
-                while not await serves(self._port):
+                while not await serves(self._port, self._host):
                     if self._process.returncode is not None:
                         raise Unavailable(f"Triton did not start: {self._complaints()}")
                     await asyncio.sleep(_POLL_S)
@@ -141,7 +144,7 @@ class Triton:
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             # It would start every model once more, only to ask it for its inputs and outputs.
             "--disable-auto-complete-config",
-            *(f"--grpc-address={HOST}", f"--grpc-port={self._port}"),
+            *(f"--grpc-address={self._host}", f"--grpc-port={self._port}"),
             *("--allow-http=false", "--allow-metrics=false"),
             "--exit-timeout-secs=5",
         ]
@@ -188,9 +191,9 @@ class Triton:
         return " / ".join([*errors[-_COMPLAINTS:], f"see {self.log_file}"])
 
 
-async def serves(port: int) -> bool:
+async def serves(port: int, host: str = LOOPBACK) -> bool:
     """Whether a Triton listens there, with its model loaded."""
-    async with grpc.aio.insecure_channel(f"{HOST}:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)

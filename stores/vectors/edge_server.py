@@ -103,27 +103,30 @@ class VectorService(vectors_pb2_grpc.VectorServiceServicer):
         return vectors_pb2.OptimizeResponse()
 
 
-async def serve(socket: Path, data: Path, settings: Settings) -> None:
-    """Serves the vectors in `data` on the unix socket until the process is told to stop.
+async def serve(where: Path | str, data: Path, settings: Settings) -> None:
+    """Serves the vectors in `data` until the process is told to stop.
+
+    Args:
+        where: A unix socket's path, or HOST:PORT.
+        data: Folder of the vectors.
+        settings: Of this process.
 
     Raises:
         OSError: The socket's path is too long, or another process has `data` open.
     """
-    length = len(bytes(socket))
-    if length > MAX_SOCKET_PATH:
-        raise OSError(
-            f"the socket's path has {length} bytes, {MAX_SOCKET_PATH} are possible: {socket}; "
-            "choose a shorter one by FEED_DATA_DIR or FEED_VECTORS_URL"
-        )
+    if isinstance(where, Path):
+        _check_length(where)
     with closing(Engine(data)) as engine:
-        # Nobody else serves this data, so a socket that is there was left by a killed process.
-        await asyncio.to_thread(_make_way, socket)
+        if isinstance(where, Path):
+            # Nobody else serves this data, so a socket that is there was left by a killed process.
+            await asyncio.to_thread(_make_way, where)
+        target = f"unix:{where}" if isinstance(where, Path) else where
         service = (
             vectors_pb2_grpc.add_VectorServiceServicer_to_server,
             VectorService(engine),
             "edge.v1.VectorService",
         )
-        async with GrpcServer("vectors", f"unix:{socket}", [service], settings), _kept(engine):
+        async with GrpcServer("vectors", target, [service], settings), _kept(engine):
             await until_stopped()
 
 
@@ -148,6 +151,15 @@ async def _kept(engine: Engine) -> AsyncIterator[None]:
         keeper.cancel()
         with suppress(asyncio.CancelledError):
             await keeper
+
+
+def _check_length(socket: Path) -> None:
+    length = len(bytes(socket))
+    if length > MAX_SOCKET_PATH:
+        raise OSError(
+            f"the socket's path has {length} bytes, {MAX_SOCKET_PATH} are possible: {socket}; "
+            "choose a shorter one by FEED_DATA_DIR or FEED_VECTORS_URL"
+        )
 
 
 def _make_way(socket: Path) -> None:
@@ -175,10 +187,12 @@ def _checked(request: vectors_pb2.UpsertRequest) -> NDArray[np.float32]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serves the embedded vector engine.")
-    parser.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=Path, help="unix socket to listen on")
+    where.add_argument("--listen", metavar="HOST:PORT", help="what else to listen on")
     parser.add_argument("--data", type=Path, required=True, help="folder of the vectors")
     arguments = parser.parse_args()
-    run("vectors", partial(serve, arguments.socket, arguments.data))
+    run("vectors", partial(serve, arguments.socket or arguments.listen, arguments.data))
 
 
 if __name__ == "__main__":

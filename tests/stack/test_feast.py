@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import httpx
@@ -85,7 +85,8 @@ class OwnFeast:
 @pytest.fixture(scope="module")
 async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnFeast]:
     folder = tmp_path_factory.mktemp("feast")
-    place = Place(free_ports(), folder / "stack", Settings().stack_cache.expanduser())
+    here = Place.of(Settings())
+    place = replace(here, first_port=free_ports(here.host), folder=folder / "stack")
     running = daemons(place, await describe(place, ["valkey", "feast"]))
     await start(running)
     yield OwnFeast(place, running)

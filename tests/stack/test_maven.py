@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     )
     mvn.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    return Place(1, tmp_path, tmp_path / "cache")
+    return Place("127.0.0.1", 1, tmp_path, tmp_path / "cache")
 
 
 async def test_jars_come_with_what_they_need_unless_they_are_to_come_alone(place: Place) -> None:

@@ -1,5 +1,6 @@
 """Triton's model repository as files. What Triton makes of them: test_promotion.py."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,12 +110,15 @@ def test_the_command_writes_what_the_registry_serves(tmp_path: Path) -> None:
             (folder / CARD).write_text("{}")
 
     def run(backend: str) -> subprocess.CompletedProcess[str]:
-        options = ["--registry", registry.root, "--out", tmp_path / "out", "--backend", backend]
-        command = [sys.executable, "-m", "stack.triton.repository", *map(str, options)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [*(sys.executable, "-m", "cli.main", "model", "repository"),
+                   *("--out", str(tmp_path / "out"), "--backend", backend)]  # fmt: skip
+        env = {**os.environ, "FEED_REGISTRY_URL": f"file://{registry.root}"}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-    nothing = run("python")
-    assert (nothing.returncode, "nothing is promoted" in nothing.stderr) == (1, True)
+    assert run("onnxruntime").returncode == 0
+    [heuristic] = repository.numbers(tmp_path / "out", "ranker")
+    assert heuristic > 3
+    assert config(tmp_path / "out").backend == "onnxruntime"
     put(registry, State(2, (1,)))
     assert run("onnxruntime").returncode == 0
     assert list(config(tmp_path / "out").version_policy.specific.versions) == [1, 2]

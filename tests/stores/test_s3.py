@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -273,7 +274,7 @@ async def test_a_server_that_stops_is_unavailable_and_works_when_it_is_back(
     tmp_path: Path,
 ) -> None:
     first_port = free_ports(1)[0] - Port.MINIO
-    place = Place(first_port, tmp_path, Settings().stack_cache.expanduser())
+    place = replace(Place.of(Settings()), first_port=first_port, folder=tmp_path)
     daemon = Daemon(await minio.server(place), place)
     await daemon.start()
     try:

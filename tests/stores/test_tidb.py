@@ -27,7 +27,7 @@ from mesh import deadlines, telemetry
 from mesh.errors import AlreadyExists, Unavailable
 from mesh.settings import Settings
 from stack.daemon import Daemon
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 from stack.servers import tidb as tidb_server
 from stores.events.codec import decode
 from stores.events.port import Event, OutgoingRecord, Record, Topic
@@ -428,8 +428,8 @@ def own_place(folder: Path) -> Place:
         first = random.randrange(20_000, 32_000)
         with ExitStack() as held, suppress(OSError, OverflowError):
             for port in (first + Port.TIDB, first + Port.TIDB_STATUS):
-                held.enter_context(socket.create_server((HOST, port)))
-            return Place(first, folder, Settings().stack_cache.expanduser())
+                held.enter_context(socket.create_server((Settings().stack_host, port)))
+            return replace(Place.of(Settings()), first_port=first, folder=folder)
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])

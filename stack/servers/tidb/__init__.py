@@ -7,7 +7,7 @@ import httpx
 
 from stack import golang
 from stack.daemon import Server
-from stack.place import HOST, Place, Port
+from stack.place import Place, Port
 
 _PACKAGE = "github.com/pingcap/tidb/cmd/tidb-server"
 _GO_MOD = (Path(__file__).parent / "go.mod").read_text()
@@ -24,11 +24,13 @@ async def server(place: Place) -> Server:
 
     async def is_healthy() -> bool:
         async with httpx.AsyncClient(timeout=1) as client:
-            return (await client.get(f"http://{HOST}:{status}/status")).status_code == 200
+            return (await client.get(f"http://{place.host}:{status}/status")).status_code == 200
 
     async def prepare() -> None:
         """Makes the database; its tables are whoever starts the mesh's (stores/sql/migrate.py)."""
-        connection = await aiomysql.connect(host=HOST, port=port, user="root", connect_timeout=5)
+        connection = await aiomysql.connect(
+            host=place.host, port=port, user="root", connect_timeout=5
+        )
         try:
             async with connection.cursor() as cursor:
                 # By default it takes what the machine has, as the only one on it.
@@ -46,10 +48,19 @@ async def server(place: Place) -> Server:
         version=_VERSION,
         command=[
             *(str(program), "-store", "unistore", "-path", str(place.data("tidb") / "data")),
-            *("-host", HOST, "-P", str(port), "-status-host", HOST, "-status", str(status)),
+            *(
+                "-host",
+                place.host,
+                "-P",
+                str(port),
+                "-status-host",
+                place.host,
+                "-status",
+                str(status),
+            ),
             *("-L", "error"),
         ],
-        url=f"mysql+aiomysql://root@{HOST}:{port}/{DATABASE}?charset=utf8mb4",
+        url=f"mysql+aiomysql://root@{place.host}:{port}/{DATABASE}?charset=utf8mb4",
         ports=[port, status],
         is_healthy=is_healthy,
         prepare=prepare,

@@ -1,0 +1,1 @@
+"""A Kubernetes of one node on this machine, to try `k8s/` on: upstream's own programs, no k3s."""

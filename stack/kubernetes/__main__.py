@@ -1,0 +1,174 @@
+"""`python -m stack.kubernetes COMMAND ...`: a command with a cluster of its own, which then goes.
+
+The mesh runs in the cluster, as `k8s/overlays/test` says; its backing systems are a stack on this
+machine. The command finds all of it by the variables in `Cluster.environment`.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh import logs
+from mesh.errors import FailedPrecondition, FeedError
+from mesh.settings import Settings
+from stack import stack
+from stack.daemon import Daemon
+from stack.images import IMAGES, tag
+from stack.kubernetes import images, network, programs
+from stack.kubernetes.control_plane import ControlPlane
+from stack.kubernetes.node import PAUSE_IMAGE, Node
+from stack.place import Place
+
+# Where k8s/overlays/test expects the stack.
+_STACK_PORT = 14000
+_API_PORT = 6443
+_LAST_LINES = 15
+# Not of the mesh: Feast is the stack's, here.
+_ELSEWHERE = ("feast",)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that runs, with nothing in it yet.
+
+    Args:
+        control: Its control plane.
+        place: The stack's.
+    """
+
+    control: ControlPlane
+    place: Place
+
+    def environment(self) -> dict[str, str]:
+        """By which a command finds the cluster and the stack."""
+        return {
+            "FEED_STACK_HOST": self.place.host,
+            "FEED_STACK_PORT": str(self.place.first_port),
+            "FEED_DATA_DIR": str(self.place.folder.parent),
+            "FEED_TEST_KUBECTL": str(self.control.programs["kubectl"]),
+            "KUBECONFIG": str(self.control.folder / "pki" / "admin.kubeconfig"),
+        }
+
+
+async def run(command: list[str], settings: Settings) -> int:
+    """The command's exit code.
+
+    Raises:
+        FeedError: Something does not install, build or start.
+    """
+    with _only_one(settings):
+        # Short, because sockets are in it.
+        folder = Path(tempfile.mkdtemp(prefix="feed-"))
+        cache = settings.stack_cache.expanduser()
+        place = Place(network.HOST, _STACK_PORT, folder / "stack", cache)
+        try:
+            async with _cluster(place) as cluster:
+                env = {**os.environ, **cluster.environment()}
+                return await (await asyncio.create_subprocess_exec(*command, env=env)).wait()
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _cluster(place: Place) -> AsyncIterator[Cluster]:
+    """Within the block, the cluster runs, knows our images, and the stack runs."""
+    say = _Clock()
+    images.require_root()
+    servers, control_programs, node_programs = await asyncio.gather(
+        stack.describe(place), programs.control_plane(place), programs.node(place)
+    )
+    say("programs installed")
+    folder = place.folder.parent
+    control = ControlPlane(
+        *(control_programs, folder / "control", network.NODE, _API_PORT), within=network.WITHIN
+    )
+    node = Node(node_programs, folder / "node", control)
+    with network.network():
+        node.prepare(control.prepare())
+        parts = {**control.servers(), **node.servers()}
+        running = stack.daemons(place, {**parts, **servers, "docker": images.docker(place)})
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(stack.start({name: running[name] for name in (*parts, *servers)}))
+                group.create_task(_build_images(place, running["docker"], say))
+            say("cluster and stack run")
+            tags = [tag(name) for name in IMAGES if name not in _ELSEWHERE]
+            await images.load([PAUSE_IMAGE, *tags], running["docker"].server.url, node.socket)
+            await running["docker"].stop()
+            say("images loaded")
+            yield Cluster(control, place)
+        except BaseException:
+            _print_logs(running)
+            raise
+        finally:
+            await _empty(control, node)
+            await stack.stop(running)
+            await asyncio.to_thread(node.remove_mounts)
+
+
+async def _build_images(place: Place, docker: Daemon, say: "_Clock") -> None:
+    await docker.start()
+    await images.build(place, docker.server.url)
+    say("images built")
+
+
+async def _empty(control: ControlPlane, node: Node) -> None:
+    """Ends all pods while there is still a kubelet to end them."""
+    try:
+        await control.kubectl()(
+            *("delete", "namespace", "feedmesh", "--ignore-not-found", "--timeout", "60s")
+        )
+    except FeedError as error:
+        print(f"pods are left to be killed: {error}", flush=True)
+
+
+class _Clock:
+    """Says what is done, with the seconds since the beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        print(f"{time.monotonic() - self._began:6.1f} s  {what}", flush=True)
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """There is one network namespace of that name on a machine."""
+    cache = settings.stack_cache.expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".cluster.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition("another cluster of ours runs on this machine") from None
+        yield
+
+
+def _print_logs(running: dict[str, Daemon]) -> None:
+    for name, daemon in running.items():
+        if daemon.log_file.exists():
+            lines = daemon.log_file.read_text(errors="replace").splitlines()
+            print(f"--- the end of {name}'s log", *lines[-_LAST_LINES:], sep="\n", flush=True)
+
+
+def main() -> None:
+    """Runs it and exits with the command's exit code; a machine that cannot is told why."""
+    settings = Settings()
+    logs.setup(settings)
+    try:
+        sys.exit(asyncio.run(run(sys.argv[1:], settings)))
+    except* (OSError, FeedError) as errors:
+        sys.exit(f"the cluster cannot be had: {errors.exceptions[0]}")
+
+
+if __name__ == "__main__":
+    main()

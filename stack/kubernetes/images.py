@@ -1,0 +1,119 @@
+"""Images for a node that can pull none: a base by debootstrap, ours by a Docker of its own."""
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mesh.errors import FailedPrecondition
+from stack.daemon import Server
+from stack.images import ROOT
+from stack.installing import once, run
+from stack.kubernetes.node import PAUSE_IMAGE
+from stack.place import Place
+
+BASE = "feedmesh-base:latest"
+_SUITE = "bookworm"
+_PACKAGES = "python3,ca-certificates"
+# Of what debootstrap installs, what no image needs.
+_UNNEEDED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
+_PAUSE = f'FROM {BASE}\nUSER 65534:65534\nENTRYPOINT ["sleep", "infinity"]\n'
+
+
+def docker(place: Place) -> Server:
+    """A Docker daemon that only builds: containers of its have no network.
+
+    What it has built stays in the place's cache, so that the next build takes seconds.
+    """
+    folder = place.data("docker")
+    socket = folder / "docker.sock"
+
+    async def is_healthy() -> bool:
+        return socket.exists()
+
+    return Server(
+        name="docker",
+        version="",
+        command=[
+            *("dockerd", "--data-root", str(place.cache / "docker")),
+            *("--exec-root", str(folder / "exec"), "--pidfile", str(folder / "docker.pid")),
+            *("--host", f"unix://{socket}", "--bridge=none", "--iptables=false"),
+            *("--log-level", "warn"),
+        ],
+        url=f"unix://{socket}",
+        ports=[],
+        is_healthy=is_healthy,
+    )
+
+
+async def base(place: Place) -> Path:
+    """The base image's file system as a tar file: Debian with Python, made once.
+
+    Raises:
+        FailedPrecondition: There is no debootstrap, or it fails, without root for one.
+    """
+
+    async def build(folder: Path) -> None:
+        root = folder / "root"
+        await run(
+            *("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", _SUITE, str(root)),
+            cwd=folder,
+        )
+        for unneeded in _UNNEEDED:
+            await asyncio.to_thread(shutil.rmtree, root / unneeded, ignore_errors=True)
+        tar = ("tar", "--numeric-owner", "--sort=name", "-C", str(root), "-cf", "base.tar", ".")
+        await run(*tar, cwd=folder)
+        await asyncio.to_thread(shutil.rmtree, root)
+
+    definition = " ".join((_SUITE, _PACKAGES, *_UNNEEDED))
+    return await once(place.cache, "base-image", definition.encode(), build) / "base.tar"
+
+
+async def build(place: Place, docker_url: str) -> None:
+    """All images of ours and the node's own, in that Docker.
+
+    Raises:
+        FailedPrecondition: One does not build.
+    """
+    env = {"DOCKER_HOST": docker_url, "DOCKER_BUILDKIT": "1", "PATH": _path()}
+    tar = await base(place)
+    # The same file is the same image, so the layers upon it stay good.
+    await run("docker", "import", str(tar), BASE, cwd=tar.parent, env=env)
+    pause = place.data("docker") / "pause"
+    await asyncio.to_thread(_write, pause / "Dockerfile", _PAUSE)
+    await run("docker", "build", "--quiet", "--tag", PAUSE_IMAGE, str(pause), cwd=pause, env=env)
+    command = (sys.executable, "-m", "stack.images", "--base", BASE)
+    await run(*command, cwd=ROOT, env=env)
+
+
+async def load(tags: Sequence[str], docker_url: str, containerd: Path) -> None:
+    """Brings images from Docker to containerd.
+
+    Raises:
+        FailedPrecondition: One is not there.
+    """
+    env = {"DOCKER_HOST": docker_url, "PATH": _path()}
+    imported = f"ctr --address {containerd} --namespace k8s.io images import -"
+    pipe = f"docker save {' '.join(tags)} | {imported}"
+    await run("bash", "-c", f"set -o pipefail; {pipe}", cwd=ROOT, env=env)
+
+
+def _path() -> str:
+    """Debian's own Docker first: it builds by BuildKit without a plug-in."""
+    return os.pathsep.join(("/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)))
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def require_root() -> None:
+    """Raises FailedPrecondition where a node cannot be had."""
+    if os.geteuid() != 0:
+        raise FailedPrecondition("a node needs root")
+    needed = ("dockerd", "containerd", "runc", "debootstrap", "iptables", "ipset", "conntrack")
+    if missing := [name for name in needed if shutil.which(name) is None]:
+        raise FailedPrecondition(f"not installed: {', '.join(missing)}")

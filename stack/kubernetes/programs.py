@@ -1,0 +1,76 @@
+"""Kubernetes' programs, and what a node needs beside them, from the Go module proxy."""
+
+import asyncio
+from pathlib import Path
+
+from stack import golang
+from stack.place import Place
+
+VERSION = "1.34.4"
+# Its parts are modules of their own, which its go.mod looks for beside itself.
+_PARTS = (
+    *("api", "apiextensions-apiserver", "apimachinery", "apiserver", "cli-runtime", "client-go"),
+    *("cloud-provider", "cluster-bootstrap", "code-generator", "component-base"),
+    *("component-helpers", "controller-manager", "cri-api", "cri-client", "csi-translation-lib"),
+    *("dynamic-resource-allocation", "endpointslice", "externaljwt", "kms", "kube-aggregator"),
+    *("kube-controller-manager", "kube-proxy", "kube-scheduler", "kubectl", "kubelet", "metrics"),
+    *("mount-utils", "pod-security-admission", "sample-apiserver"),
+)
+_GO_MOD = "\n".join(
+    (
+        "module feedmesh/kubernetes",
+        "go 1.24.0",
+        "godebug default=go1.24",
+        f"require k8s.io/kubernetes v{VERSION}",
+        *(f"replace k8s.io/{part} => k8s.io/{part} v0.{VERSION[2:]}" for part in _PARTS),
+    )
+)
+_CONTROL = ("kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+_NODE = ("kubelet", "kube-proxy")
+# The programs say nothing of their version unless they are told it.
+_NAMED = {
+    "gitVersion": f"v{VERSION}",
+    "gitMajor": "1",
+    "gitMinor": VERSION.split(".")[1],
+    "gitTreeState": "archive",
+    "buildDate": "2026-01-01T00:00:00Z",
+}
+_ETCD = ("go.etcd.io/etcd/server/v3", "v3.6.16")
+_COREDNS = ("github.com/coredns/coredns", "v1.15.0")
+# Refuses what network policies do not allow, as k3s does by the same library.
+_POLICIES = ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", "v2.1.0")
+_KWOK = ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0")
+
+
+async def control_plane(place: Place) -> dict[str, Path]:
+    """kubectl, etcd, the API server, the controllers and the scheduler, and kwok, by name.
+
+    Raises:
+        FailedPrecondition: There is no Go, or one does not build.
+    """
+    kubernetes, etcd, kwok = await asyncio.gather(
+        _kubernetes(place), golang.installed(place, *_ETCD), golang.installed(place, *_KWOK)
+    )
+    return {name: kubernetes / name for name in _CONTROL} | {"etcd": etcd, "kwok": kwok}
+
+
+async def node(place: Place) -> dict[str, Path]:
+    """kubelet, kube-proxy, CoreDNS and kube-router, by name.
+
+    Raises:
+        FailedPrecondition: There is no Go, or one does not build.
+    """
+    kubernetes, coredns, policies = await asyncio.gather(
+        *(_kubernetes(place), golang.installed(place, *_COREDNS)),
+        golang.installed(place, *_POLICIES),
+    )
+    return {
+        **{name: kubernetes / name for name in _NODE},
+        **{"coredns": coredns, "kube-router": policies},
+    }
+
+
+async def _kubernetes(place: Place) -> Path:
+    named = " ".join(f"-X k8s.io/component-base/version.{key}={_NAMED[key]}" for key in _NAMED)
+    packages = [f"k8s.io/kubernetes/cmd/{name}" for name in (*_CONTROL, *_NODE)]
+    return await golang.built_together(place, "kubernetes", packages, _GO_MOD, f"-s -w {named}")
