@@ -48,7 +48,7 @@ async def built(place: Place, package: str, go_mod: str) -> Path:
 
 
 async def built_together(
-    place: Place, name: str, packages: Sequence[str], go_mod: str, linked: str
+    place: Place, name: str, packages: Sequence[str], go_mod: str, linked: str = ""
 ) -> Path:
     """The folder of several such programs of one module, which need nothing of this machine's.
 

@@ -35,7 +35,8 @@ _NAMED = {
     "gitTreeState": "archive",
     "buildDate": "2026-01-01T00:00:00Z",
 }
-_ETCD = ("go.etcd.io/etcd/server/v3", "v3.6.16")
+_ETCD = "go.etcd.io/etcd/server/v3"
+_ETCD_GO_MOD = f"module feedmesh/etcd\ngo 1.24.0\nrequire {_ETCD} v3.6.16"
 _COREDNS = ("github.com/coredns/coredns", "v1.15.0")
 # Refuses what network policies do not allow, as k3s does by the same library.
 _POLICIES = ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", "v2.1.0")
@@ -49,9 +50,14 @@ async def control_plane(place: Place) -> dict[str, Path]:
         FailedPrecondition: There is no Go, or one does not build.
     """
     kubernetes, etcd, kwok = await asyncio.gather(
-        _kubernetes(place), golang.installed(place, *_ETCD), golang.installed(place, *_KWOK)
+        _kubernetes(place),
+        golang.built_together(place, "etcd", [_ETCD], _ETCD_GO_MOD),
+        golang.installed(place, *_KWOK),
     )
-    return {name: kubernetes / name for name in _CONTROL} | {"etcd": etcd, "kwok": kwok}
+    return {
+        **{name: kubernetes / name for name in _CONTROL},
+        **{"etcd": etcd / golang.program(_ETCD), "kwok": kwok},
+    }
 
 
 async def node(place: Place) -> dict[str, Path]:
