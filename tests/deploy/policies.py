@@ -14,7 +14,9 @@ Rule = Callable[[Sequence[Manifest]], list[str]]
 
 # What cannot keep to a rule, as "Kind name", and why.
 WRITABLE_ROOT: dict[str, str] = {}
-TOKENS: dict[str, str] = {}
+TOKENS = {
+    "StatefulSet prometheus": "asks the API server which pods there are",
+}
 NOT_PROBED: dict[str, str] = {}
 # What a user brings to the cluster beside what is built.
 BROUGHT = {
@@ -185,6 +187,12 @@ def workloads_without_their_pods(manifests: Sequence[Manifest]) -> list[str]:
 def services_without_pods(manifests: Sequence[Manifest]) -> list[str]:
     found = []
     for service in _of_kind(manifests, "Service"):
+        if "selector" not in service["spec"]:
+            by_hand = [each["metadata"]["labels"] for each in _of_kind(manifests, "EndpointSlice")]
+            name = service["metadata"]["name"]
+            if name not in [labels.get("kubernetes.io/service-name") for labels in by_hand]:
+                found.append(f"{title(service)} has neither selector nor EndpointSlice")
+            continue
         selected = [pod for pod in pods(manifests) if _selects(service, pod)]
         if not selected:
             found.append(f"{title(service)} selects no pod")
@@ -286,7 +294,7 @@ def scaled_by_two(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def entries_that_lead_nowhere(manifests: Sequence[Manifest]) -> list[str]:
-    """An Ingress has a class, TLS for each host, and a port of a Service behind each path."""
+    """An Ingress has a class, and a port of a Service behind each path."""
     ports = {
         each["metadata"]["name"]: {
             port[field]
@@ -301,10 +309,7 @@ def entries_that_lead_nowhere(manifests: Sequence[Manifest]) -> list[str]:
         spec = ingress["spec"]
         if "ingressClassName" not in spec:
             found.append(f"{title(ingress)} has no class")
-        secured = {host for tls in spec.get("tls", []) for host in tls["hosts"]}
         for rule in spec["rules"]:
-            if rule.get("host") not in secured:
-                found.append(f"{title(ingress)} has no TLS for {rule.get('host', 'any host')}")
             for path in rule["http"]["paths"]:
                 service = path["backend"]["service"]
                 port = service["port"].get("name", service["port"].get("number"))
@@ -313,6 +318,16 @@ def entries_that_lead_nowhere(manifests: Sequence[Manifest]) -> list[str]:
                         f"{title(ingress)}: no {service['name']}:{port} for {path['path']}"
                     )
     return found
+
+
+def entries_without_tls(manifests: Sequence[Manifest]) -> list[str]:
+    """Not one of RULES: a node of one's own has no certificate."""
+    return [
+        f"{title(ingress)} has no TLS for {rule.get('host', 'any host')}"
+        for ingress in _of_kind(manifests, "Ingress")
+        for rule in ingress["spec"]["rules"]
+        if not any(rule.get("host") in tls["hosts"] for tls in ingress["spec"].get("tls", []))
+    ]
 
 
 def secrets_in_files(manifests: Sequence[Manifest]) -> list[str]:

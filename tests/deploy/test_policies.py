@@ -118,6 +118,7 @@ BROKEN: list[tuple[Rule, str, object]] = [
         "other",
     ),
     (policies.services_without_pods, "Service web.spec.selector.app", "other"),
+    (policies.services_without_pods, "Service web.spec.selector", REMOVED),
     (policies.services_without_pods, "Service web.spec.ports.0.targetPort", "grpc"),
     (policies.services_without_pods, "Service web.metadata.namespace", "other"),
     (
@@ -155,8 +156,9 @@ BROKEN: list[tuple[Rule, str, object]] = [
     (policies.scaled_by_two, "HorizontalPodAutoscaler web.spec.scaleTargetRef.name", "other"),
     (policies.scaled_by_two, "HorizontalPodAutoscaler web.spec.minReplicas", 5),
     (policies.entries_that_lead_nowhere, "Ingress web.spec.ingressClassName", REMOVED),
-    (policies.entries_that_lead_nowhere, "Ingress web.spec.tls", REMOVED),
-    (policies.entries_that_lead_nowhere, "Ingress web.spec.rules.0.host", "other.example"),
+    (policies.entries_without_tls, "Ingress web.spec.tls", REMOVED),
+    (policies.entries_without_tls, "Ingress web.spec.rules.0.host", "other.example"),
+    (policies.entries_without_tls, "Ingress web.spec.rules.0.host", REMOVED),
     (
         policies.entries_that_lead_nowhere,
         "Ingress web.spec.rules.0.http.paths.0.backend.service.name",
@@ -168,7 +170,12 @@ BROKEN: list[tuple[Rule, str, object]] = [
 
 @pytest.mark.parametrize(
     "rule",
-    [*policies.RULES, policies.images_without_digest, policies.callers_that_are_missing],
+    [
+        *policies.RULES,
+        policies.images_without_digest,
+        policies.callers_that_are_missing,
+        policies.entries_without_tls,
+    ],
     ids=lambda rule: rule.__name__,
 )
 def test_what_is_sound_breaks_no_rule(rule: Rule) -> None:
