@@ -1,43 +1,54 @@
 """What k8s/ makes of itself is what an API server takes, and keeps to our own rules."""
 
-import shutil
+import re
 import subprocess
-from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
-from typing import Any
+from typing import cast
 
 import kubernetes_validate
 import pytest
 import yaml
+from fastapi.routing import APIRoute
 
-ROOT = Path(__file__).parents[2]
+from gateway import auth, debug, explain, feed, impressions, likes, ops, posts, uploads, users
+from mesh.settings import Settings
+from tests.deploy import policies
+from tests.deploy.builds import COMPONENTS, K8S, OVERLAYS, ROOT, Builds
+from tests.deploy.policies import Manifest, Rule, pods, title
+
 # Whose schemas; an older API server takes less.
 KUBERNETES = "1.34"
 SERVICES = ("gateway", "candidate-svc", "filter-svc", "ranker-svc", "hydrator-svc")
-WORKLOADS = ("Deployment", "StatefulSet", "Job")
-
-Manifest = dict[str, Any]
-
-
-def built(folder: str) -> list[Manifest]:
-    """The manifests of a kustomization; skips the test where nothing builds them."""
-    for program in (["kustomize", "build"], ["kubectl", "kustomize"]):
-        if shutil.which(program[0]):
-            found = subprocess.run(
-                [*program, str(ROOT / folder)], capture_output=True, text=True, check=True
-            )
-            return [each for each in yaml.safe_load_all(found.stdout) if each]
-    pytest.skip("neither kustomize nor kubectl is installed")
+# What a generator of passwords or keys makes: words are shorter.
+_LIKE_A_KEY = re.compile(r"[0-9A-Za-z]{20}|[0-9A-Fa-f]{16}")
+BUILDS = ["base", *OVERLAYS, *(f"production with {name}" for name in COMPONENTS)]
 
 
 @pytest.fixture(scope="module")
-def base() -> list[Manifest]:
-    return built("k8s/base")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("manifests") / "k8s")
 
 
-def test_every_manifest_is_one_that_an_api_server_takes(base: list[Manifest]) -> None:
-    for manifest in base:
+@pytest.fixture(scope="module", params=BUILDS)
+def build(builds: Builds, request: pytest.FixtureRequest) -> list[Manifest]:
+    return builds[request.param]
+
+
+@pytest.fixture(scope="module")
+def base(builds: Builds) -> list[Manifest]:
+    return builds["base"]
+
+
+@pytest.fixture(scope="module")
+def production(builds: Builds) -> list[Manifest]:
+    return builds["production"]
+
+
+# -- every build ------------------------------------------------------------------------------
+
+
+def test_every_manifest_is_one_that_an_api_server_takes(build: list[Manifest]) -> None:
+    for manifest in build:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
@@ -48,6 +59,75 @@ def test_a_misspelt_field_is_found(base: list[Manifest], field: str) -> None:
     container[f"{field}s"] = container.pop(field)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("rule", policies.RULES, ids=lambda rule: rule.__name__)
+def test_nothing_breaks_a_rule(build: list[Manifest], rule: Rule) -> None:
+    assert rule(build) == []
+
+
+def test_every_setting_is_one_that_there_is(build: list[Manifest]) -> None:
+    # Pydantic passes over those that it does not know.
+    known = {f"FEED_{name.upper()}" for name in Settings.model_fields}
+    for manifest in build:
+        if manifest["metadata"]["name"].startswith("feedmesh-"):
+            settings = {key for key in manifest.get("data", {}) if key.startswith("FEED_")}
+            assert settings <= known, title(manifest)
+
+
+@pytest.mark.parametrize("overlay", ["k3s", "production"])
+def test_whoever_a_policy_lets_in_is_there(builds: Builds, overlay: str) -> None:
+    assert policies.callers_that_are_missing(builds[overlay]) == []
+
+
+def test_no_exception_from_a_rule_has_outlived_its_reason(builds: Builds) -> None:
+    there = {pod.owner for name in OVERLAYS for pod in pods(builds[name])}
+    assert {*policies.WRITABLE_ROOT, *policies.TOKENS, *policies.NOT_PROBED} <= there
+
+
+# -- secrets ----------------------------------------------------------------------------------
+
+
+def test_no_file_has_the_value_of_a_secret() -> None:
+    files = [*K8S.rglob("*.yaml"), *K8S.rglob("*.yml")]
+    assert files
+    for file in files:
+        # The servers that `make k8s-test` starts hold nothing, and live for minutes.
+        if file.is_relative_to(K8S / "overlays/test"):
+            continue
+        documents = [
+            each for each in yaml.safe_load_all(file.read_text()) if isinstance(each, dict)
+        ]
+        assert policies.secrets_in_files(documents) == [], file
+
+
+def test_the_file_of_secrets_is_one_that_git_ignores() -> None:
+    generated = [
+        file.parent / name
+        for file in K8S.rglob("kustomization.yaml")
+        for generator in yaml.safe_load(file.read_text()).get("secretGenerator", [])
+        for name in (*generator.get("envs", []), *generator.get("files", []))
+    ]
+    assert generated
+    for path in generated:
+        command = ["git", "check-ignore", "--quiet", str(path)]
+        ignored = subprocess.run(command, cwd=ROOT, check=False)
+        assert ignored.returncode == 0, f"{path} is not ignored"
+
+
+def test_the_examples_of_secrets_have_none() -> None:
+    examples = list(K8S.rglob("*.example.env"))
+    assert examples
+    for example in examples:
+        assert not _LIKE_A_KEY.search(example.read_text()), example
+
+
+def test_what_looks_like_a_key_is_found() -> None:
+    for key in ("0f8e" * 8, "Zq3T9xW1bR7kLm2VnP5sYd8G"):
+        assert _LIKE_A_KEY.search(f"FEED_JWT_SECRET={key}"), key
+
+
+# -- the base ---------------------------------------------------------------------------------
 
 
 def test_every_service_has_all_that_it_needs(base: list[Manifest]) -> None:
@@ -73,41 +153,95 @@ def test_grpc_services_are_headless_and_the_gateway_spreads_over_their_pods(
         assert settings[variable] == f"dns:///{name}:{port['port']}"
 
 
-def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """Each container, with its workload's name and its pod's specification."""
-    for manifest in manifests:
-        if manifest["kind"] in WORKLOADS:
-            pod = manifest["spec"]["template"]["spec"]
-            for container in pod["containers"]:
-                yield manifest["metadata"]["name"], pod, container
-
-
-def test_no_container_may_do_more_than_it_must(base: list[Manifest]) -> None:
-    for name, pod, container in containers(base):
-        assert pod["securityContext"]["runAsNonRoot"], name
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert pod["automountServiceAccountToken"] is False, name
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }, name
-
-
-def test_every_container_says_what_it_needs_and_whether_it_lives(base: list[Manifest]) -> None:
-    for name, _, container in containers(base):
-        assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
-        assert "memory" in container["resources"]["limits"], name
-        if name != "prepare":
-            assert "livenessProbe" in container, name
-
-
 def test_a_pod_that_is_called_is_told_apart_from_one_that_is_not_ready(
     base: list[Manifest],
 ) -> None:
-    for name, pod, container in containers(base):
-        if name in SERVICES:
-            assert {"startupProbe", "readinessProbe"} <= container.keys(), name
+    for pod in pods(base):
+        if pod.owner.partition(" ")[2] in SERVICES:
+            [container] = pod.containers
+            assert {"startupProbe", "readinessProbe"} <= container.keys(), pod.owner
             # Clients learn that a pod goes before it stops to listen.
             pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-            assert pause < pod["terminationGracePeriodSeconds"], name
+            assert pause < pod.spec["terminationGracePeriodSeconds"], pod.owner
+
+
+# -- production -------------------------------------------------------------------------------
+
+
+def test_in_production_our_images_are_named_by_digest(production: list[Manifest]) -> None:
+    assert policies.images_without_digest(production) == []
+
+
+def test_in_production_clients_come_by_tls(production: list[Manifest]) -> None:
+    assert policies.entries_without_tls(production) == []
+
+
+def test_in_production_the_mesh_has_no_single_pod_but_the_log_worker(
+    production: list[Manifest],
+) -> None:
+    fewest = {
+        each["metadata"]["name"]: each["spec"]["minReplicas"]
+        for each in production
+        if each["kind"] == "HorizontalPodAutoscaler"
+    }
+    alone = [
+        name
+        for each in production
+        if each["kind"] == "Deployment" and _is_ours(each)
+        if fewest.get(name := each["metadata"]["name"], each["spec"].get("replicas", 1)) < 2
+    ]
+    assert alone == ["worker-log"]
+
+
+def test_in_production_the_pods_of_a_deployment_stand_apart(production: list[Manifest]) -> None:
+    for pod in pods(each for each in production if each["kind"] == "Deployment" and _is_ours(each)):
+        [apart] = pod.spec["affinity"]["podAntiAffinity"][
+            "preferredDuringSchedulingIgnoredDuringExecution"
+        ]
+        [spread] = pod.spec["topologySpreadConstraints"]
+        for term, key in (
+            (apart["podAffinityTerm"], "kubernetes.io/hostname"),
+            (spread, "topology.kubernetes.io/zone"),
+        ):
+            assert term["topologyKey"] == key, pod.owner
+            # Alike for all pods of a Deployment, and for them alone.
+            assert "app.kubernetes.io/name" in term["matchLabelKeys"], pod.owner
+            assert "app.kubernetes.io/name" in pod.labels, pod.owner
+
+
+def test_in_production_the_ingress_leads_to_all_that_clients_call_and_to_nothing_else(
+    production: list[Manifest],
+) -> None:
+    [ingress] = (each for each in production if each["kind"] == "Ingress")
+    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    for module in (auth, debug, explain, feed, impressions, likes, ops, posts, uploads, users):
+        for route in module.router.routes:
+            path = cast("APIRoute", route).path
+            is_for_clients = module not in (debug, ops)
+            assert _is_led_to(path, paths) is is_for_clients, path
+
+
+def test_in_production_one_setting_says_how_clients_reach_the_gateway(
+    production: list[Manifest],
+) -> None:
+    [ingress] = (each["spec"] for each in production if each["kind"] == "Ingress")
+    [url] = (
+        each["data"]["FEED_PUBLIC_URL"]
+        for each in production
+        if each["kind"] == "ConfigMap" and "FEED_PUBLIC_URL" in each["data"]
+    )
+    assert url == f"https://{ingress['rules'][0]['host']}"
+    assert [ingress["rules"][0]["host"]] == ingress["tls"][0]["hosts"]
+
+
+def _is_ours(manifest: Manifest) -> bool:
+    [container, *_] = manifest["spec"]["template"]["spec"]["containers"]
+    return "feedmesh/" in container["image"]
+
+
+def _is_led_to(path: str, paths: list[Manifest]) -> bool:
+    return any(
+        path == each["path"]
+        or (each["pathType"] == "Prefix" and path.startswith(each["path"].rstrip("/") + "/"))
+        for each in paths
+    )
