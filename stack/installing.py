@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -63,8 +64,14 @@ async def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) ->
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
     )
-    printed, _ = await process.communicate()
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        # Nobody waits for it any more: another part of the installation has failed.
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         last = printed.decode(errors="replace").splitlines()[-_LAST_LINES:]
         raise FailedPrecondition(f"{' '.join(command[:3])} ... failed: {' / '.join(last)}")

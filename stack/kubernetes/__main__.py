@@ -82,15 +82,17 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
     """Within the block, the cluster runs, knows our images, and the stack runs."""
     say = _Clock()
     images.require_root()
-    servers, control_programs, node_programs = await asyncio.gather(
-        stack.describe(place), programs.control_plane(place), programs.node(place)
-    )
+    async with asyncio.TaskGroup() as group:
+        described = group.create_task(stack.describe(place))
+        deciding = group.create_task(programs.control_plane(place))
+        running_pods = group.create_task(programs.node(place))
+    servers = described.result()
     say("programs installed")
     folder = place.folder.parent
     control = ControlPlane(
-        *(control_programs, folder / "control", network.NODE, _API_PORT), within=network.WITHIN
+        *(deciding.result(), folder / "control", network.NODE, _API_PORT), within=network.WITHIN
     )
-    node = Node(node_programs, folder / "node", control)
+    node = Node(running_pods.result(), folder / "node", control)
     with network.network():
         node.prepare(control.prepare())
         parts = {**control.servers(), **node.servers()}
