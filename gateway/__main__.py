@@ -9,6 +9,7 @@ from stores.connect import Connections
 async def serve(settings: Settings) -> None:
     """Serves until the process is told to stop."""
     async with Connections(settings) as stores:
+        await stores.until_migrated()
         await serve_http(settings, stores)
 
 

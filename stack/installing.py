@@ -47,8 +47,8 @@ async def once(
     return folder
 
 
-async def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
-    """Runs a command of an installation, with low priority.
+async def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    """Runs a command of an installation, with low priority; returns what it printed.
 
     Raises:
         FailedPrecondition: The program is not there, or ends with an error; the detail has the end
@@ -75,3 +75,4 @@ async def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) ->
     if process.returncode:
         last = printed.decode(errors="replace").splitlines()[-_LAST_LINES:]
         raise FailedPrecondition(f"{' '.join(command[:3])} ... failed: {' / '.join(last)}")
+    return printed.decode(errors="replace")

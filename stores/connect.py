@@ -58,6 +58,12 @@ class Connections:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
+    async def until_migrated(self) -> None:
+        """Returns when the database has this code's schema, or a newer one."""
+        from stores.sql.schema import until_migrated
+
+        await until_migrated(self._database)
+
     def users(self) -> UserStore:
         from stores.users.sql import SqlUserStore
 

@@ -13,6 +13,7 @@ from workers.runner import NAMES, run_workers
 async def serve(settings: Settings) -> None:
     """Runs the workers until the process is told to stop, or one of them fails."""
     async with Connections(settings) as stores:
+        await stores.until_migrated()
         working = asyncio.create_task(run_workers(settings, stores, sys.argv[1:]))
         stopped = asyncio.create_task(until_stopped())
         await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)

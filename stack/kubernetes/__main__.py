@@ -92,7 +92,7 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
     control = ControlPlane(
         *(deciding.result(), folder / "control", network.NODE, _API_PORT), within=network.WITHIN
     )
-    node = Node(running_pods.result(), folder / "node", control)
+    node = Node(running_pods.result(), folder / "node", place.cache / "containerd", control)
     with network.network():
         node.prepare(control.prepare())
         parts = {**control.servers(), **node.servers()}
@@ -103,7 +103,10 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
                 group.create_task(_build_images(place, running["docker"], say))
             say("cluster and stack run")
             tags = [tag(name) for name in IMAGES if name not in _ELSEWHERE]
-            await images.load([PAUSE_IMAGE, *tags], running["docker"].server.url, node.socket)
+            await images.load(
+                *([PAUSE_IMAGE, *tags], running["docker"].server.url),
+                *(node.socket, node.images / "loaded.json"),
+            )
             await running["docker"].stop()
             say("images loaded")
             yield Cluster(control, place)

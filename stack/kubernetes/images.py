@@ -1,6 +1,7 @@
 """Images for a node that can pull none: a base by debootstrap, ours by a Docker of its own."""
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -88,16 +89,27 @@ async def build(place: Place, docker_url: str) -> None:
     await run(*command, cwd=ROOT, env=env)
 
 
-async def load(tags: Sequence[str], docker_url: str, containerd: Path) -> None:
-    """Brings images from Docker to containerd.
+async def load(tags: Sequence[str], docker_url: str, containerd: Path, loaded: Path) -> None:
+    """Brings images from Docker to containerd, those that it does not have.
+
+    Args:
+        tags: Of the images.
+        docker_url: Where they are.
+        containerd: Its socket.
+        loaded: A file in which this remembers what containerd has.
 
     Raises:
         FailedPrecondition: One is not there.
     """
     env = {"DOCKER_HOST": docker_url, "PATH": _path()}
-    imported = f"ctr --address {containerd} --namespace k8s.io images import -"
-    pipe = f"docker save {' '.join(tags)} | {imported}"
-    await run("bash", "-c", f"set -o pipefail; {pipe}", cwd=ROOT, env=env)
+    inspect = ("docker", "image", "inspect", "--format", "{{.Id}}", *tags)
+    ids = dict(zip(tags, (await run(*inspect, cwd=ROOT, env=env)).split(), strict=True))
+    known = json.loads(loaded.read_text()) if loaded.exists() else {}
+    if missing := [image for image in tags if known.get(image) != ids[image]]:
+        imported = f"ctr --address {containerd} --namespace k8s.io images import -"
+        pipe = f"docker save {' '.join(missing)} | {imported}"
+        await run("bash", "-c", f"set -o pipefail; {pipe}", cwd=ROOT, env=env)
+        await asyncio.to_thread(_write, loaded, json.dumps(ids))
 
 
 def _path() -> str:

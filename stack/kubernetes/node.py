@@ -32,12 +32,14 @@ class Node:
 
     Args:
         programs: As `programs.node` gives them.
-        folder: Images, pods, and their configuration; containerd's socket too, so a short path.
+        folder: Pods, and all configuration; containerd's socket too, so a short path.
+        images: What containerd keeps; another run may find it there.
         control: Whose node it is.
     """
 
     programs: Mapping[str, Path]
     folder: Path
+    images: Path
     control: ControlPlane
 
     @property
@@ -173,7 +175,7 @@ class Node:
         disabled = json.dumps([f"io.containerd.snapshotter.v1.{name}" for name in without])
         cri = 'plugins."io.containerd.grpc.v1.cri"'
         return f"""version = 2
-root = "{self.folder / "images"}"
+root = "{self.images}"
 state = "{self.folder / "state"}"
 disabled_plugins = {disabled}
 [grpc]

@@ -11,12 +11,13 @@ import pytest_asyncio
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, delete, func, insert, inspect, select
+from sqlalchemy import Connection, delete, func, insert, inspect, select, text
 
 from mesh import deadlines
 from mesh.errors import Unavailable
 from stores.sql.database import Database
 from stores.sql.migrate import alembic_config, migrate
+from stores.sql.schema import until_migrated
 from stores.sql.tables import metadata, pulled_authors
 from tests.fixtures.sql import fresh_id, sqlite_url
 
@@ -242,3 +243,22 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
         assert await has(database, number)
     # The dead writer's lock is gone with it.
     await add(database, fresh_id())
+
+
+async def test_a_process_waits_for_the_schema_of_its_code(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/feed.db"
+    database = Database(url)
+    waiting = asyncio.create_task(until_migrated(database))
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done()
+    await migrate(url)
+    await asyncio.wait_for(waiting, 10)
+    async with database.transaction() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    waiting = asyncio.create_task(until_migrated(database))
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done(), "the schema of an older version"
+    async with database.transaction() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await asyncio.wait_for(waiting, 10)
+    await database.close()
