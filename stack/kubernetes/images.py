@@ -104,7 +104,7 @@ async def load(tags: Sequence[str], docker_url: str, containerd: Path, loaded: P
     env = {"DOCKER_HOST": docker_url, "PATH": _path()}
     inspect = ("docker", "image", "inspect", "--format", "{{.Id}}", *tags)
     ids = dict(zip(tags, (await run(*inspect, cwd=ROOT, env=env)).split(), strict=True))
-    known = json.loads(loaded.read_text()) if loaded.exists() else {}
+    known = await asyncio.to_thread(_read, loaded)
     if missing := [image for image in tags if known.get(image) != ids[image]]:
         imported = f"ctr --address {containerd} --namespace k8s.io images import -"
         pipe = f"docker save {' '.join(missing)} | {imported}"
@@ -115,6 +115,11 @@ async def load(tags: Sequence[str], docker_url: str, containerd: Path, loaded: P
 def _path() -> str:
     """Debian's own Docker first: it builds by BuildKit without a plug-in."""
     return os.pathsep.join(("/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)))
+
+
+def _read(file: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 def _write(file: Path, text: str) -> None:
