@@ -125,6 +125,15 @@ def hold_tokens(manifests: Sequence[Manifest]) -> list[str]:
     ]
 
 
+def told_of_services(manifests: Sequence[Manifest]) -> list[str]:
+    """A Service named `qdrant` or `feast` sets variables that a program may take for its own."""
+    return [
+        f"{pod.owner} has a variable of each Service's"
+        for pod in pods(manifests)
+        if pod.spec.get("enableServiceLinks") is not False
+    ]
+
+
 def without_limits(manifests: Sequence[Manifest]) -> list[str]:
     found = []
     for pod in pods(manifests):
@@ -239,6 +248,12 @@ def callers_that_are_missing(manifests: Sequence[Manifest]) -> list[str]:
 def names_of_nothing(manifests: Sequence[Manifest]) -> list[str]:
     """ConfigMaps, Secrets, claims, keys and accounts that pods, or an Ingress, name in vain."""
     there = {title(each): each for each in manifests}
+    # A StatefulSet's first pod has the claim of this name.
+    there |= {
+        f"PersistentVolumeClaim {claim['metadata']['name']}-{each['metadata']['name']}-0": claim
+        for each in _of_kind(manifests, "StatefulSet")
+        for claim in each["spec"].get("volumeClaimTemplates", [])
+    }
     found = []
     for pod in pods(manifests):
         for named, key in _named(pod):
@@ -350,6 +365,7 @@ RULES: tuple[Rule, ...] = (
     may_do_too_much,
     write_their_root,
     hold_tokens,
+    told_of_services,
     without_limits,
     not_probed,
     images_not_pinned,
