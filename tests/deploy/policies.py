@@ -31,11 +31,11 @@ _PINNED = re.compile(
 
 @dataclass(frozen=True)
 class Pod:
-    """What a workload makes pods of.
+    """What a workload makes pods of, or a pod of its own.
 
     Attributes:
-        owner: The workload, as "Kind name".
-        kind: The workload's.
+        owner: The workload, as "Kind name"; the pod where there is none.
+        kind: The owner's.
         namespace: Where it runs; empty where the build does not say.
         labels: The pods'.
         spec: The pods'.
@@ -63,13 +63,17 @@ class Pod:
 
 def title(manifest: Manifest) -> str:
     """What violations call it."""
-    return f"{manifest['kind']} {manifest['metadata']['name']}"
+    metadata = manifest["metadata"]
+    return f"{manifest['kind']} {metadata.get('name') or metadata['generateName']}"
 
 
 def pods(manifests: Iterable[Manifest]) -> Iterator[Pod]:
-    """The pods of all workloads."""
+    """The pods of all workloads, and those that are on their own."""
     for each in manifests:
         spec = each.get("spec", {})
+        if each["kind"] == "Pod":
+            labels = each["metadata"].get("labels", {})
+            yield Pod(title(each), each["kind"], _namespace(each), labels, spec)
         if each["kind"] == "CronJob":
             spec = spec["jobTemplate"]["spec"]
         if each["kind"] in (*_RESTARTED, "Job", "CronJob"):
