@@ -173,8 +173,13 @@ def images_not_pinned(manifests: Sequence[Manifest]) -> list[str]:
         f"{pod.owner}: {container['image']} may be another image tomorrow"
         for pod in pods(manifests)
         for container in pod.containers
-        if not _PINNED.fullmatch(container["image"])
+        if not is_pinned(container["image"])
     ]
+
+
+def is_pinned(image: str) -> bool:
+    """Whether the image is named by a tag that is not `latest`, or by its digest."""
+    return _PINNED.fullmatch(image) is not None
 
 
 def images_without_digest(manifests: Sequence[Manifest]) -> list[str]:
