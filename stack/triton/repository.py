@@ -189,7 +189,8 @@ def _config(name: str, versions: Mapping[int, _Version], backend: Backend) -> st
         lines.append("instance_group { kind: KIND_CPU count: 1 }")
     else:
         lines += _same_tensors(versions)
-        lines.append("instance_group { kind: KIND_CPU count: 1 }")
+        # No kind: on a GPU where Triton has one, else on the CPU.
+        lines.append("instance_group { count: 1 }")
         # As in `backend_model`: a small model on a small batch.
         lines.append(_parameter("intra_op_thread_count", "1"))
     served = ", ".join(map(str, sorted(versions)))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(each.parent.name for each in K8S.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(each.parent.name for each in K8S.glob("components/*/kustomization.yaml"))
+_AND_JOBS = " and jobs"
 # The base has no images and no Secret: this is the least that an overlay gives it.
 _LEAST = {
     "resources": ["../base"],
@@ -45,7 +46,12 @@ class Builds:
             shutil.copy(example, example.with_name(example.name.replace(".example", "")))
 
     def __getitem__(self, name: str) -> list[Manifest]:
-        """The manifests of "base", of an overlay, or of "production with" a component."""
+        """The manifests of "base", of an overlay, or of "production with" a component.
+
+        "k3s and jobs" has also those of k8s/jobs, which are created by hand.
+        """
+        if name.endswith(_AND_JOBS):
+            return [*self[name.removesuffix(_AND_JOBS)], *jobs()]
         if name not in self._built:
             overlay, _, component = name.partition(" with ")
             if component:
@@ -67,6 +73,11 @@ class Builds:
         folder.mkdir(exist_ok=True)
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return folder
+
+
+def jobs() -> list[Manifest]:
+    """Those of k8s/jobs."""
+    return [yaml.safe_load(file.read_text()) for file in sorted(K8S.glob("jobs/*.yaml"))]
 
 
 def _built(folder: Path) -> list[Manifest]:

@@ -31,11 +31,11 @@ _PINNED = re.compile(
 
 @dataclass(frozen=True)
 class Pod:
-    """What a workload makes pods of.
+    """What a workload makes pods of, or a pod of its own.
 
     Attributes:
-        owner: The workload, as "Kind name".
-        kind: The workload's.
+        owner: The workload, as "Kind name"; the pod where there is none.
+        kind: The owner's.
         namespace: Where it runs; empty where the build does not say.
         labels: The pods'.
         spec: The pods'.
@@ -63,13 +63,17 @@ class Pod:
 
 def title(manifest: Manifest) -> str:
     """What violations call it."""
-    return f"{manifest['kind']} {manifest['metadata']['name']}"
+    metadata = manifest["metadata"]
+    return f"{manifest['kind']} {metadata.get('name') or metadata['generateName']}"
 
 
 def pods(manifests: Iterable[Manifest]) -> Iterator[Pod]:
-    """The pods of all workloads."""
+    """The pods of all workloads, and those that are on their own."""
     for each in manifests:
         spec = each.get("spec", {})
+        if each["kind"] == "Pod":
+            labels = each["metadata"].get("labels", {})
+            yield Pod(title(each), each["kind"], _namespace(each), labels, spec)
         if each["kind"] == "CronJob":
             spec = spec["jobTemplate"]["spec"]
         if each["kind"] in (*_RESTARTED, "Job", "CronJob"):
@@ -125,6 +129,15 @@ def hold_tokens(manifests: Sequence[Manifest]) -> list[str]:
     ]
 
 
+def told_of_services(manifests: Sequence[Manifest]) -> list[str]:
+    """A Service named `qdrant` or `feast` sets variables that a program may take for its own."""
+    return [
+        f"{pod.owner} has a variable of each Service's"
+        for pod in pods(manifests)
+        if pod.spec.get("enableServiceLinks") is not False
+    ]
+
+
 def without_limits(manifests: Sequence[Manifest]) -> list[str]:
     found = []
     for pod in pods(manifests):
@@ -160,8 +173,13 @@ def images_not_pinned(manifests: Sequence[Manifest]) -> list[str]:
         f"{pod.owner}: {container['image']} may be another image tomorrow"
         for pod in pods(manifests)
         for container in pod.containers
-        if not _PINNED.fullmatch(container["image"])
+        if not is_pinned(container["image"])
     ]
+
+
+def is_pinned(image: str) -> bool:
+    """Whether the image is named by a tag that is not `latest`, or by its digest."""
+    return _PINNED.fullmatch(image) is not None
 
 
 def images_without_digest(manifests: Sequence[Manifest]) -> list[str]:
@@ -239,6 +257,12 @@ def callers_that_are_missing(manifests: Sequence[Manifest]) -> list[str]:
 def names_of_nothing(manifests: Sequence[Manifest]) -> list[str]:
     """ConfigMaps, Secrets, claims, keys and accounts that pods, or an Ingress, name in vain."""
     there = {title(each): each for each in manifests}
+    # A StatefulSet's first pod has the claim of this name.
+    there |= {
+        f"PersistentVolumeClaim {claim['metadata']['name']}-{each['metadata']['name']}-0": claim
+        for each in _of_kind(manifests, "StatefulSet")
+        for claim in each["spec"].get("volumeClaimTemplates", [])
+    }
     found = []
     for pod in pods(manifests):
         for named, key in _named(pod):
@@ -350,6 +374,7 @@ RULES: tuple[Rule, ...] = (
     may_do_too_much,
     write_their_root,
     hold_tokens,
+    told_of_services,
     without_limits,
     not_probed,
     images_not_pinned,

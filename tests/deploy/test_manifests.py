@@ -3,6 +3,7 @@
 import re
 import subprocess
 from copy import deepcopy
+from ipaddress import ip_network
 from typing import cast
 
 import kubernetes_validate
@@ -12,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from gateway import auth, debug, explain, feed, impressions, likes, ops, posts, uploads, users
 from mesh.settings import Settings
+from stack import images
 from tests.deploy import policies
 from tests.deploy.builds import COMPONENTS, K8S, OVERLAYS, ROOT, Builds
 from tests.deploy.policies import Manifest, Rule, pods, title
@@ -21,7 +23,10 @@ KUBERNETES = "1.34"
 SERVICES = ("gateway", "candidate-svc", "filter-svc", "ranker-svc", "hydrator-svc")
 # What a generator of passwords or keys makes: words are shorter.
 _LIKE_A_KEY = re.compile(r"[0-9A-Za-z]{20}|[0-9A-Fa-f]{16}")
-BUILDS = ["base", *OVERLAYS, *(f"production with {name}" for name in COMPONENTS)]
+BUILDS = [
+    *("base", *OVERLAYS, "k3s and jobs", "production and jobs"),
+    *(f"production with {name}" for name in COMPONENTS),
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +75,20 @@ def test_every_setting_is_one_that_there_is(build: list[Manifest]) -> None:
     # Pydantic passes over those that it does not know.
     known = {f"FEED_{name.upper()}" for name in Settings.model_fields}
     for manifest in build:
-        if manifest["metadata"]["name"].startswith("feedmesh-"):
+        if title(manifest).startswith(("ConfigMap feedmesh-", "Secret feedmesh-")):
             settings = {key for key in manifest.get("data", {}) if key.startswith("FEED_")}
             assert settings <= known, title(manifest)
+    for pod in pods(build):
+        names = {each["name"] for part in pod.containers for each in part.get("env", [])}
+        # Feast's are those of features/README.md.
+        settings = {name for name in names if name.startswith("FEED_") and "FEED_FEAST" not in name}
+        assert settings <= known, pod.owner
+
+
+def test_images_of_ours_are_those_that_make_images_builds(builds: Builds) -> None:
+    built = {images.tag(each) for each in images.IMAGES}
+    named = {each["image"] for pod in pods(builds["k3s and jobs"]) for each in pod.containers}
+    assert {each for each in named if "feedmesh/" in each} == built
 
 
 @pytest.mark.parametrize("overlay", ["k3s", "production"])
@@ -116,7 +132,7 @@ def test_the_file_of_secrets_is_one_that_git_ignores() -> None:
 
 
 def test_the_examples_of_secrets_have_none() -> None:
-    examples = list(K8S.rglob("*.example.env"))
+    examples = [*K8S.rglob("*.example.env"), ROOT / "compose.example.env"]
     assert examples
     for example in examples:
         assert not _LIKE_A_KEY.search(example.read_text()), example
@@ -165,6 +181,41 @@ def test_a_pod_that_is_called_is_told_apart_from_one_that_is_not_ready(
             assert pause < pod.spec["terminationGracePeriodSeconds"], pod.owner
 
 
+# -- k3s and production -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlay", ["k3s", "production"])
+def test_the_ingress_leads_to_all_that_clients_call_and_to_nothing_else(
+    builds: Builds, overlay: str
+) -> None:
+    [ingress] = (each for each in builds[overlay] if each["kind"] == "Ingress")
+    paths = [
+        path
+        for rule in ingress["spec"]["rules"]
+        for path in rule["http"]["paths"]
+        if path["backend"]["service"]["name"] == "gateway"
+    ]
+    for module in (auth, debug, explain, feed, impressions, likes, ops, posts, uploads, users):
+        for route in module.router.routes:
+            path = cast("APIRoute", route).path
+            is_for_clients = module not in (debug, ops)
+            assert _is_led_to(path, paths) is is_for_clients, path
+
+
+@pytest.mark.parametrize("overlay", ["k3s", "production"])
+def test_whose_word_on_addresses_is_taken_is_who_may_call_the_gateway(
+    builds: Builds, overlay: str
+) -> None:
+    [settings] = (
+        each["data"]
+        for each in builds[overlay]
+        if each["kind"] == "ConfigMap" and "FEED_PUBLIC_URL" in each["data"]
+    )
+    assert ip_network(settings["FORWARDED_ALLOW_IPS"]).is_private
+    [policy] = (each["spec"] for each in builds[overlay] if title(each) == "NetworkPolicy gateway")
+    assert all(rule.get("from") for rule in policy["ingress"])
+
+
 # -- production -------------------------------------------------------------------------------
 
 
@@ -207,18 +258,6 @@ def test_in_production_the_pods_of_a_deployment_stand_apart(production: list[Man
             # Alike for all pods of a Deployment, and for them alone.
             assert "app.kubernetes.io/name" in term["matchLabelKeys"], pod.owner
             assert "app.kubernetes.io/name" in pod.labels, pod.owner
-
-
-def test_in_production_the_ingress_leads_to_all_that_clients_call_and_to_nothing_else(
-    production: list[Manifest],
-) -> None:
-    [ingress] = (each for each in production if each["kind"] == "Ingress")
-    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
-    for module in (auth, debug, explain, feed, impressions, likes, ops, posts, uploads, users):
-        for route in module.router.routes:
-            path = cast("APIRoute", route).path
-            is_for_clients = module not in (debug, ops)
-            assert _is_led_to(path, paths) is is_for_clients, path
 
 
 def test_in_production_one_setting_says_how_clients_reach_the_gateway(

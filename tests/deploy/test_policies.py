@@ -24,6 +24,7 @@ spec:
     spec:
       serviceAccountName: web
       automountServiceAccountToken: false
+      enableServiceLinks: false
       securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
       containers:
         - name: web
@@ -104,6 +105,7 @@ BROKEN: list[tuple[Rule, str, object]] = [
     (policies.may_do_too_much, f"{POD}.volumes", [{"name": "root", "hostPath": {"path": "/"}}]),
     (policies.write_their_root, f"{WEB}.securityContext.readOnlyRootFilesystem", False),
     (policies.hold_tokens, f"{POD}.automountServiceAccountToken", REMOVED),
+    (policies.told_of_services, f"{POD}.enableServiceLinks", REMOVED),
     (policies.without_limits, f"{WEB}.resources.limits", REMOVED),
     (policies.without_limits, f"{WEB}.resources.requests.cpu", REMOVED),
     (policies.not_probed, f"{WEB}.livenessProbe", REMOVED),

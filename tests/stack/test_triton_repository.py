@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from mesh.errors import FailedPrecondition
 from ranker_svc.scorers.contract import Contract, Field
@@ -43,6 +43,7 @@ def test_versions_with_other_inputs_stand_side_by_side(tmp_path: Path) -> None:
     repository.add_version(folder, "ranker", 11, file(tmp_path, IDS))
     said = config(folder)
     assert (said.name, said.backend, said.max_batch_size) == ("ranker", "python", 0)
+    assert [each.kind for each in said.instance_group] == [ModelInstanceGroup.KIND_CPU]
     assert list(said.version_policy.specific.versions) == [2, 11]
     assert {each.name: (list(each.dims), each.optional) for each in said.input} == {
         "dense": ([-1, -1], False),
@@ -90,6 +91,8 @@ def test_the_onnxruntime_backend_takes_versions_of_one_shape(tmp_path: Path) -> 
     repository.write_all(folder, "ranker", models, "onnxruntime")
     said = config(folder)
     assert (said.backend, said.max_batch_size) == ("onnxruntime", 0)
+    # A GPU is used where there is one.
+    assert [each.kind for each in said.instance_group] == [ModelInstanceGroup.KIND_AUTO]
     assert [(each.name, list(each.dims)) for each in said.input] == [("dense", [-1, 2])]
     assert [(each.name, list(each.dims)) for each in said.output] == [("scores", [-1, 1])]
     assert parameters(folder)["features.1"] != parameters(folder)["features.2"]
