@@ -24,6 +24,7 @@ from tests.eventually import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 NAMESPACE = "feedmesh"
+STAGES = Path(__file__).with_name("stages.yaml")
 ZONES, NODES_A_ZONE = 3, 2
 DAY = {"cpu": "16", "memory": "64Gi", "pods": "110"}
 
@@ -71,7 +72,8 @@ async def fleet(production: list[Manifest]) -> AsyncIterator[Fleet]:
             version="",
             command=[
                 *(str(found["kwok"]), "--kubeconfig", str(kubeconfig)),
-                *("--manage-all-nodes=true", "--server-address", ""),
+                *("--manage-all-nodes=true", "--node-lease-duration-seconds=40"),
+                *("--config", str(STAGES), "--server-address", ""),
             ],
             url="",
             ports=[],
@@ -209,7 +211,7 @@ async def test_what_breaks_pod_security_is_refused(
         if (each["kind"], each["metadata"]["name"]) == ("Deployment", "gateway")
     )  # fmt: skip
     template = json.loads(json.dumps(deployment["spec"]["template"]))
-    template["spec"]["containers"][0]["securityContext"] = {"privileged": True}
+    template["spec"]["containers"][0]["securityContext"] = {"runAsUser": 0}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
