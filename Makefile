@@ -7,7 +7,7 @@ AGAINST ?= main
 PYTEST_PARALLEL := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast images train peer test-training demo-log quality off-policy-check skew k8s-test
+.PHONY: help setup gen stubs run run-stack stack stack-status stack-stop test test-stack conformance lint types buf breaking format bench bench-tracing bench-ranker bench-served bench-recall docs requirements clean observability-check features-check features-materialize features-compact bench-feast images train peer test-training demo-log quality off-policy-check skew manifests k8s-test
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -58,6 +58,7 @@ check-traces: setup ## Checks the traces of 1,000 mixed requests, with faults, a
 	@FEED_TEST_REQUESTS=1000 $(BIN)/python -m pytest tests/e2e/test_trace_rules.py
 
 test-stack: setup ## Runs the tests that need real servers, on a stack of their own. Needs Go, JDK 17, Maven
+	@$(BIN)/python -m stack.kubernetes.programs
 	@$(BIN)/python -m stack.temporary bash -c '$(PYTEST_PARALLEL) --timeout 300 -m stack && $(BIN)/python -m pytest -m alone'
 
 conformance: setup ## Runs each store port's suite on each adapter and writes docs/conformance.md; needs what test-stack does
@@ -118,6 +119,9 @@ skew: setup ## Holds 10,000 logged candidates' features against Feast's historic
 
 images: setup ## Builds an image of each service; needs Docker. ARGS="--base IMAGE" for another base than python:3.12-slim
 	@$(BIN)/python -m stack.images $(ARGS)
+
+manifests: setup ## Builds k8s/ and holds it against schemas and our rules; needs kubectl, kustomize or Go
+	@$(BIN)/python -m stack.kubernetes.kustomize && $(BIN)/python -m pytest tests/deploy
 
 k8s-test: setup ## Runs the mesh in a real Kubernetes node and tests it there; needs root, Go, JDK 17, Maven, Docker and more (docs/kubernetes.md)
 	@$(BIN)/python -m stack.kubernetes $(BIN)/python -m pytest -m k8s --timeout 400 -p no:cacheprovider tests/k8s

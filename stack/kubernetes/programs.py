@@ -1,8 +1,14 @@
-"""Kubernetes' programs, and what a node needs beside them, from the Go module proxy."""
+"""Kubernetes' programs, and what a node needs beside them, from the Go module proxy.
+
+`python -m stack.kubernetes.programs` installs those of a control plane, for tests that need it.
+"""
 
 import asyncio
+import sys
 from pathlib import Path
 
+from mesh.errors import FeedError
+from mesh.settings import Settings
 from stack import golang
 from stack.place import Place
 
@@ -49,11 +55,10 @@ async def control_plane(place: Place) -> dict[str, Path]:
     Raises:
         FailedPrecondition: There is no Go, or one does not build.
     """
-    kubernetes, etcd, kwok = await asyncio.gather(
-        _kubernetes(place),
-        golang.built_together(place, "etcd", [_ETCD], _ETCD_GO_MOD),
-        golang.installed(place, *_KWOK),
-    )
+    # One after another: each build takes all processors by itself.
+    kubernetes = await _kubernetes(place)
+    etcd = await golang.built_together(place, "etcd", [_ETCD], _ETCD_GO_MOD)
+    kwok = await golang.installed(place, *_KWOK)
     return {
         **{name: kubernetes / name for name in _CONTROL},
         **{"etcd": etcd / golang.program(_ETCD), "kwok": kwok},
@@ -66,10 +71,9 @@ async def node(place: Place) -> dict[str, Path]:
     Raises:
         FailedPrecondition: There is no Go, or one does not build.
     """
-    kubernetes, coredns, policies = await asyncio.gather(
-        *(_kubernetes(place), golang.installed(place, *_COREDNS)),
-        golang.installed(place, *_POLICIES),
-    )
+    kubernetes = await _kubernetes(place)
+    coredns = await golang.installed(place, *_COREDNS)
+    policies = await golang.installed(place, *_POLICIES)
     return {
         **{name: kubernetes / name for name in _NODE},
         **{"coredns": coredns, "kube-router": policies},
@@ -80,3 +84,15 @@ async def _kubernetes(place: Place) -> Path:
     named = " ".join(f"-X k8s.io/component-base/version.{key}={_NAMED[key]}" for key in _NAMED)
     packages = [f"k8s.io/kubernetes/cmd/{name}" for name in (*_CONTROL, *_NODE)]
     return await golang.built_together(place, "kubernetes", packages, _GO_MOD, f"-s -w {named}")
+
+
+def main() -> None:
+    """Installs them; takes minutes the first time."""
+    try:
+        asyncio.run(control_plane(Place.of(Settings())))
+    except FeedError as error:
+        sys.exit(f"Kubernetes cannot be had: {error}")
+
+
+if __name__ == "__main__":
+    main()
