@@ -13,6 +13,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,15 +88,22 @@ def write_all(
 def write_served(folder: Path, name: str, registry: FolderRegistry, backend: Backend) -> str:
     """Makes what the registry serves the model's versions; the heuristic while that is nothing.
 
+    Versions before the promoted one are left out where the backend cannot serve both.
+
     Returns:
         What it has then, in words.
 
     Raises:
         FailedPrecondition: As `add_version`.
     """
-    if models := {number: registry.model_file(number) for number in kept(registry.state())}:
-        write_all(folder, name, models, backend)
-        return f"version {', '.join(map(str, sorted(models)))}"
+    if served := kept(registry.state()):
+        promoted, *before = served
+        write_all(folder, name, {promoted: registry.model_file(promoted)}, backend)
+        for number in before:
+            # Without one that the backend cannot serve beside it, only a rollback to it is missing.
+            with suppress(FailedPrecondition):
+                add_version(folder, name, number, registry.model_file(number))
+        return f"version {', '.join(map(str, numbers(folder, name)))}"
     with TemporaryDirectory() as scratch:
         model = Path(scratch, "heuristic.onnx")
         heuristic.save(model)
