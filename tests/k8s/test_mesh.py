@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import json
 import time
 from collections import Counter
 from typing import Any
@@ -15,7 +14,7 @@ from cli.trace_rules import violations
 from mesh.errors import Unavailable
 from tests.eventually import eventually
 from tests.fixtures.world import Person
-from tests.k8s.conftest import GRPC_SERVICES, SERVICES, Cluster, Load
+from tests.k8s.conftest import GRPC_SERVICES, OVERLAY, SERVICES, Cluster, Load
 from tests.k8s.report import Report
 
 pytestmark = pytest.mark.k8s
@@ -39,23 +38,11 @@ async def test_every_pod_is_ready_and_none_was_started_twice(
 
 
 async def test_the_job_may_be_repeated(cluster: Cluster) -> None:
-    job = await cluster.kubectl.get("job", "prepare")
-    again = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": "prepare-again", "labels": job["metadata"]["labels"]},
-        "spec": {
-            "template": {
-                "metadata": {"labels": {"app.kubernetes.io/name": "prepare"}},
-                "spec": job["spec"]["template"]["spec"],
-            }
-        },
-    }
-    await cluster.kubectl("apply", "--filename", "-", given=json.dumps(again))
-    await cluster.kubectl("wait", "job/prepare-again", "--for=condition=complete", "--timeout=90s")
-    printed = await cluster.kubectl("logs", "job/prepare-again")
+    await cluster.kubectl("delete", "job", "prepare")
+    await cluster.kubectl("apply", "--server-side", "--kustomize", str(OVERLAY))
+    await cluster.kubectl("wait", "job/prepare", "--for=condition=complete", "--timeout=90s")
+    printed = await cluster.kubectl("logs", "job/prepare")
     assert "database: the newest schema" in printed
-    await cluster.kubectl("delete", "job", "prepare-again")
 
 
 async def test_a_feed_has_what_was_posted_a_moment_ago_with_its_picture(
