@@ -30,8 +30,11 @@ printf 'recbole==1.2.1\nnumpy<2\npandas<2.2\nsetuptools<81\nscipy<1.14\ntorch>=2
 printf '%s\n' 'numpy>=2.2' 'pandas>=2.3' 'scipy>=1.16' 'scikit-learn>=1.7' 'pyyaml>=6' 'pip>=25' \
     'poetry-core>=2' | "${pin[@]}" - --constraints all.txt --output-file off-policy.txt
 printf 'obp==0.5.7\n' | "${pin[@]}" - --no-deps --output-file obp.txt
-# What each image has: what its service imports, in the versions of all.txt.
+# What each image has: what its service imports, in the versions of all.txt. What all have is a file
+# of its own, and a layer of its own.
+"${pin[@]}" --constraint all.txt images/common.in --output-file images/common.txt
+mapfile -t common < <(sed -n 's/^\([A-Za-z0-9._-]*\)\(\[.*\]\)\?==.*/--no-emit-package=\1/p' images/common.txt)
 for file in images/*.in; do
     [ "$file" = images/common.in ] ||
-        "${pin[@]}" --constraint all.txt "$file" --output-file "${file%.in}.txt"
+        "${pin[@]}" --constraint all.txt "${common[@]}" "$file" --output-file "${file%.in}.txt"
 done

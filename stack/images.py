@@ -22,6 +22,7 @@ from mesh.errors import FailedPrecondition, FeedError
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements" / "images"
+_FEAST = REQUIREMENTS.parent / "feast.txt"
 # What a build is given: pip, the wheels of others, and our own two, which change most often.
 GIVEN = ROOT / "dist" / "image"
 SBOMS = ROOT / "dist" / "sbom"
@@ -72,7 +73,7 @@ def gather(python: str) -> None:
         part for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for part in ("--abi", abi)
     ]
     # Feast's versions are its own.
-    for pins in (sorted(REQUIREMENTS.glob("*.txt")), [requirements("feast")]):
+    for pins in (sorted(REQUIREMENTS.glob("*.txt")), [_FEAST]):
         # Markers are those of the base's Python, not of this one, which pip would take.
         pinned = _run(
             *(*_UV, "pip", "compile", "--no-deps", "--no-header", "--no-annotate"),
@@ -103,9 +104,11 @@ def gather(python: str) -> None:
         )
 
 
-def requirements(image: str) -> Path:
-    """The pinned requirements of an image."""
-    return REQUIREMENTS.parent / "feast.txt" if image == "feast" else REQUIREMENTS / f"{image}.txt"
+def requirements(image: str) -> str:
+    """The pinned requirements of an image: what all services have, and its own."""
+    own = REQUIREMENTS / f"{image}.txt"
+    files = [_FEAST] if image == "feast" else [REQUIREMENTS / "common.txt", own]
+    return "".join(file.read_text() for file in files)
 
 
 def build(base: str, images: Sequence[str]) -> Iterator[Built]:
@@ -130,7 +133,8 @@ def build(base: str, images: Sequence[str]) -> Iterator[Built]:
         )
         _run(
             *(sys.executable, "-m", "cyclonedx_py", "requirements", "--output-reproducible"),
-            *("--output-file", str(SBOMS / f"{image}.json"), str(requirements(image))),
+            *("--output-file", str(SBOMS / f"{image}.json"), "-"),
+            given=requirements(image),
         )
         size = _size(tag(image))
         yield Built(image, size, size - base_size)
@@ -148,12 +152,17 @@ def _size(image: str) -> int:
     return int(described["Size"])
 
 
-def _run(*command: str, env: Mapping[str, str] | None = None) -> str:
+def _run(*command: str, env: Mapping[str, str] | None = None, given: str = "") -> str:
     """What the command prints; raises FailedPrecondition with the end of what it complained of."""
     if shutil.which(command[0]) is None:
         raise FailedPrecondition(f"{command[0]} is not installed")
     done = subprocess.run(  # noqa: S603
-        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, **(env or {})},
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         last = " / ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
