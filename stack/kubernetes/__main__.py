@@ -27,8 +27,9 @@ from stack.kubernetes.control_plane import ControlPlane
 from stack.kubernetes.node import PAUSE_IMAGE, Node
 from stack.place import Place
 
-# Where k8s/overlays/test expects the stack.
+# Where k8s/overlays/test expects the stack, and what collects its traces and the pods'.
 _STACK_PORT = 14000
+_COLLECTOR_PORT = 14019
 _API_PORT = 6443
 _LAST_LINES = 15
 # Not of the mesh: Feast is the stack's, here.
@@ -88,6 +89,8 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
         running_pods = group.create_task(programs.node(place))
     servers = described.result()
     say("programs installed")
+    # Of the stack, the vector engine has traces.
+    os.environ["FEED_OTLP_ENDPOINT"] = f"grpc://{place.host}:{_COLLECTOR_PORT}"
     folder = place.folder.parent
     control = ControlPlane(
         *(deciding.result(), folder / "control", network.NODE, _API_PORT), within=network.WITHIN

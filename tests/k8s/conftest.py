@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -53,6 +54,10 @@ class Cluster(People):
     def spans(self, since: int = 0) -> list[Span]:
         """Those received, from the given number of messages on."""
         return otlp.read(self.collector.resource_spans[since:])
+
+    async def sign_up(self, username: str) -> Person:
+        """A new user, logged in; the name gets a part that no other run has."""
+        return await super().sign_up(f"{username}{uuid4().hex[:8]}")
 
     async def trace(self, trace_id: str, services: int) -> Sequence[Span]:
         """A trace, once so many services have sent their spans of it, and the root is there."""
@@ -107,9 +112,17 @@ def _time(written: str) -> float:
     return datetime.fromisoformat(written).timestamp()
 
 
+_REPORT = Report()
+
+
 @pytest.fixture(scope="session")
 def report() -> Report:
-    return Report()
+    return _REPORT
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _REPORT.pods:
+        _REPORT.print({kind: len(found) for kind, found in terminalreporter.stats.items()})
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +165,6 @@ async def cluster(report: Report) -> AsyncIterator[Cluster]:
         for pod, seconds in here.pods_seen.items():
             by_service[pod.rsplit("-", 2)[0]].append(seconds)
         report.ready_s = dict(by_service)
-        report.print()
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +183,11 @@ async def reader(cluster: Cluster) -> Person:
                 headers=who.headers,
             )
             assert answer.status_code == 201, answer.text
+            if number < 3:
+                # Without a taste, what strangers post is popular or nothing.
+                post_id = answer.json()["post_id"]
+                liked = await cluster.client.put(f"/post/{post_id}/like", headers=reader.headers)
+                assert liked.status_code == 204, liked.text
 
     async def mixed() -> bool:
         page = await cluster.feed(reader)

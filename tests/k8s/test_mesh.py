@@ -84,13 +84,13 @@ async def test_a_feeds_trace_is_whole_across_five_pods(
     page = await eventually(whole_page, within_s=60, every_s=0.5)
     spans = await cluster.trace(page["trace_id"], services=6)
     assert violations(spans) == []
-    pods = {span.service: span.resource["k8s.pod.name"] for span in spans
-            if "k8s.pod.name" in span.resource}  # fmt: skip
-    assert pods.keys() == {name.replace("-", "_") for name in SERVICES}
-    assert len(set(pods.values())) == 5
+    pods = {span.service: span.resource.get("k8s.pod.name") for span in spans}
+    of_services = {pods[name.replace("-", "_")] for name in SERVICES}
+    assert None not in of_services
+    assert len(of_services) == 5
     report.checks.append(
         f"trace {page['trace_id']}: {len(spans)} spans, whole, of the pods "
-        + ", ".join(sorted(pods.values()))
+        + ", ".join(sorted(filter(None, pods.values())))
     )
 
 
@@ -155,8 +155,10 @@ async def test_an_update_fails_no_request(
         await cluster.settled(name)
         await eventually(lambda: _gone(cluster, old), within_s=60, every_s=0.3)
         await load.more(20)
-    assert not load.failed
+    report.asked += load.asked
+    report.failed += sum(load.failed.values())
     report.checks.append(f"update of {name}: {_said(load)}")
+    assert not load.failed
 
 
 async def _gone(cluster: Cluster, pods: set[str]) -> bool:
