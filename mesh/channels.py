@@ -45,6 +45,8 @@ def open_channel(
             # A server that comes back must be found within a second, not within two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # Nor may it take half a minute to ask for the addresses of those that replaced it.
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
         ],
     )
 

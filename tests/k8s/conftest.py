@@ -5,7 +5,7 @@ The traces of all pods come to the tests' own collector, as the overlay's `otel-
 
 import asyncio
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -70,6 +70,14 @@ class Cluster(People):
             return found
 
         return await eventually(whole, within_s=30, every_s=0.2)
+
+    def calls(self, name: str, since: int) -> Counter[str]:
+        """How many requests each pod of a service has had, from that number of messages on."""
+        return Counter(
+            span.resource["k8s.pod.name"]
+            for span in self.spans(since)
+            if span.kind == "SERVER" and span.service == name.replace("-", "_")
+        )
 
     async def pods(self, name: str | None = None) -> list[dict[str, Any]]:
         """The pods of one workload, or of all; those that are going are left out."""
