@@ -31,7 +31,7 @@ from stack.place import Place
 _STACK_PORT = 14000
 _COLLECTOR_PORT = 14019
 _API_PORT = 6443
-_LAST_LINES = 15
+_LAST_LINES, _LAST_COLUMNS = 15, 300
 # Not of the mesh: Feast is the stack's, here.
 _ELSEWHERE = ("feast",)
 
@@ -165,7 +165,8 @@ def _print_logs(running: dict[str, Daemon]) -> None:
     for name, daemon in running.items():
         if daemon.log_file.exists():
             lines = daemon.log_file.read_text(errors="replace").splitlines()
-            print(f"--- the end of {name}'s log", *lines[-_LAST_LINES:], sep="\n", flush=True)
+            last = [line[:_LAST_COLUMNS] for line in lines[-_LAST_LINES:]]
+            print(f"--- the end of {name}'s log", *last, sep="\n", flush=True)
 
 
 def main() -> None:
