@@ -86,7 +86,7 @@ async def build(place: Place, docker_url: str) -> None:
     await asyncio.to_thread(_write, pause / "Dockerfile", _PAUSE)
     await run("docker", "build", "--quiet", "--tag", PAUSE_IMAGE, str(pause), cwd=pause, env=env)
     command = (sys.executable, "-m", "stack.images", "--base", BASE)
-    await run(*command, cwd=ROOT, env=env)
+    print(await run(*command, cwd=ROOT, env=env))
 
 
 async def load(tags: Sequence[str], docker_url: str, containerd: Path, loaded: Path) -> None:
@@ -130,7 +130,7 @@ def _write(file: Path, text: str) -> None:
 def require_root() -> None:
     """Raises FailedPrecondition where a node cannot be had."""
     if os.geteuid() != 0:
-        raise FailedPrecondition("a node needs root")
+        raise FailedPrecondition("SKIPPED: a node needs root")
     needed = ("dockerd", "containerd", "runc", "debootstrap", "iptables", "ipset", "conntrack")
     if missing := [name for name in needed if shutil.which(name) is None]:
-        raise FailedPrecondition(f"not installed: {', '.join(missing)}")
+        raise FailedPrecondition(f"SKIPPED: not installed: {', '.join(missing)}")
