@@ -153,6 +153,9 @@ def prepare_backends(
         str | None, typer.Option(help="URL of Pinot's controller, where impressions are in Pinot.")
     ] = None,
     pinot_version: Annotated[str, typer.Option(help="0.11 or 1.5.")] = "1.5",
+    pinot_replicas: Annotated[
+        int, typer.Option(min=1, help="How many of Pinot's servers have each impression.")
+    ] = 1,
 ) -> None:
     """Makes schema, topics, table, bucket and collection in the backends that FEED_*_URL name.
 
@@ -165,7 +168,8 @@ def prepare_backends(
         raise typer.BadParameter(f"known versions of Pinot are {', '.join(VERSIONS)}")
 
     async def work() -> None:
-        async for ready in prepare(Settings(), pinot_controller, VERSIONS[pinot_version]):
+        version = VERSIONS[pinot_version]
+        async for ready in prepare(Settings(), pinot_controller, version, pinot_replicas):
             _console.print(ready)
 
     _run_to_end(work)

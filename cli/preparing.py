@@ -22,7 +22,10 @@ from stores.sql.migrate import migrate
 
 
 async def prepare(
-    settings: Settings, pinot_controller: str | None, pinot_version: PinotVersion
+    settings: Settings,
+    pinot_controller: str | None,
+    pinot_version: PinotVersion,
+    pinot_replicas: int = 1,
 ) -> AsyncIterator[str]:
     """Prepares the backends that FEED_*_URL name, one after another; what is ready, in words.
 
@@ -33,6 +36,7 @@ async def prepare(
         settings: FEED_*_URL.
         pinot_controller: URL of Pinot's controller, which FEED_IMPRESSIONS_URL does not name.
         pinot_version: Whose dialect the table is in.
+        pinot_replicas: How many of Pinot's servers have each row.
 
     Raises:
         FeedError: A backend is away, or refuses.
@@ -44,7 +48,7 @@ async def prepare(
     if settings.impressions_url.startswith("pinot://"):
         if pinot_controller is None:
             raise FailedPrecondition("the URL of Pinot's controller is missing")
-        yield await _table(settings, pinot_controller, pinot_version)
+        yield await _table(settings, pinot_controller, pinot_version, pinot_replicas)
     if settings.media_url.startswith("s3"):
         yield await _bucket(settings.media_url)
     async with Connections(settings) as stores:
@@ -65,7 +69,7 @@ async def _topics(url: str) -> str:
     return f"event log: {len(Topic)} topics"
 
 
-async def _table(settings: Settings, controller: str, version: PinotVersion) -> str:
+async def _table(settings: Settings, controller: str, version: PinotVersion, replicas: int) -> str:
     broker = PinotAddress.parse(settings.impressions_url)
     kafka = KafkaAddress.parse(settings.events_url)
     try:
@@ -76,6 +80,7 @@ async def _table(settings: Settings, controller: str, version: PinotVersion) -> 
             kafka.servers,
             kafka.named(Topic.IMPRESSIONS),
             broker.table,
+            replicas,
         )
     except (httpx.HTTPError, TimeoutError) as error:
         raise Unavailable(f"Pinot does not make its table: {error!r}") from error

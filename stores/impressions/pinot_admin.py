@@ -17,6 +17,7 @@ async def make_table(
     kafka: Sequence[str],
     topic: str,
     name: str = TABLE,
+    replicas: int = 1,
 ) -> None:
     """Makes the table of impressions, or brings it up to date; returns when it answers.
 
@@ -26,12 +27,15 @@ async def make_table(
         kafka: "host:port" of brokers.
         topic: What the table reads; it exists.
         name: The table's.
+        replicas: How many servers have each row.
 
     Raises:
         httpx.HTTPError: Pinot is away, or refuses it.
         TimeoutError: It does not answer within a minute.
     """
-    config = table(version, kafka, topic, SHAPES[Topic.IMPRESSIONS].partitions, name=name)
+    config = table(
+        version, kafka, topic, SHAPES[Topic.IMPRESSIONS].partitions, name=name, replicas=replicas
+    )
     async with httpx.AsyncClient(base_url=controller, timeout=30) as client:
         await _put(client, "/schemas", name, schema(name))
         await _put(client, "/tables", name, config)
