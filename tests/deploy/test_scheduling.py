@@ -1,9 +1,10 @@
-"""The production overlay in a real control plane, on nodes that kwok pretends: where pods go."""
+"""The overlays in a real control plane, on nodes that kwok pretends: where pods go."""
 
 import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,9 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 NAMESPACE = "feedmesh"
 STAGES = Path(__file__).with_name("stages.yaml")
 ZONES, NODES_A_ZONE = 3, 2
-DAY = {"cpu": "16", "memory": "64Gi", "pods": "110"}
+LARGE = {"cpu": "16", "memory": "64Gi", "pods": "110"}
+# What docs/k3s.md asks for.
+SMALL = {"cpu": "4", "memory": "16Gi", "pods": "110"}
 
 
 @dataclass
@@ -48,19 +51,43 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def production(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    return Builds(tmp_path_factory.mktemp("manifests") / "k8s")["production"]
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("manifests") / "k8s")
+
+
+@pytest.fixture(scope="module")
+def production(builds: Builds) -> list[Manifest]:
+    return builds["production"]
 
 
 @pytest.fixture(scope="module")
 async def fleet(production: list[Manifest]) -> AsyncIterator[Fleet]:
+    zones = {
+        f"node-{zone}-{number}": f"zone-{zone}"
+        for zone in range(ZONES)
+        for number in range(NODES_A_ZONE)
+    }
+    async with applied(production, zones, LARGE) as fleet:
+        yield fleet
+
+
+@asynccontextmanager
+async def applied(
+    manifests: list[Manifest], zones: dict[str, str], size: dict[str, str]
+) -> AsyncIterator[Fleet]:
+    """A cluster of pretended nodes, with the manifests applied.
+
+    Args:
+        manifests: What `kubectl apply` is given.
+        zones: The nodes' names, and the zone of each.
+        size: What each node has.
+    """
     cache = Settings().stack_cache.expanduser()
     with tempfile.TemporaryDirectory(prefix="feed-") as folder:
         place = Place("127.0.0.1", 0, Path(folder), cache)
         found = await programs.control_plane(place)
-        control = ControlPlane(
-            found, Path(folder) / "control", "127.0.0.1", free_ports("127.0.0.1")
-        )
+        port = free_ports("127.0.0.1")
+        control = ControlPlane(found, Path(folder) / "control", "127.0.0.1", port)
         control.prepare()
         kubeconfig = control.folder / "pki" / "admin.kubeconfig"
 
@@ -84,14 +111,9 @@ async def fleet(production: list[Manifest]) -> AsyncIterator[Fleet]:
         try:
             await stack.start(running)
             kubectl = control.kubectl(NAMESPACE)
-            zones = {
-                f"node-{zone}-{number}": f"zone-{zone}"
-                for zone in range(ZONES)
-                for number in range(NODES_A_ZONE)
-            }
-            await _apply(kubectl, [_node(name, zone) for name, zone in zones.items()])
-            await _apply(kubectl, [each for each in production if each["kind"] == "Namespace"])
-            await _apply(kubectl, [*production, *_volumes(production)])
+            await _apply(kubectl, [_node(name, zone, size) for name, zone in zones.items()])
+            await _apply(kubectl, [each for each in manifests if each["kind"] == "Namespace"])
+            await _apply(kubectl, [*manifests, *_volumes(manifests)])
             yield Fleet(kubectl, zones)
         finally:
             await stack.stop(running)
@@ -102,7 +124,7 @@ async def _apply(kubectl: Kubectl, manifests: list[Manifest]) -> None:
     await kubectl("apply", "--server-side", "--filename", "-", given=given)
 
 
-def _node(name: str, zone: str) -> Manifest:
+def _node(name: str, zone: str, size: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -114,7 +136,7 @@ def _node(name: str, zone: str) -> Manifest:
                 "topology.kubernetes.io/zone": zone,
             },
         },
-        "status": {"capacity": DAY, "allocatable": DAY},
+        "status": {"capacity": size, "allocatable": size},
     }
 
 
@@ -156,16 +178,25 @@ def _fewest(production: list[Manifest]) -> dict[str, int]:
     return fewest
 
 
-async def test_the_api_server_takes_all_and_the_scheduler_finds_room(
-    fleet: Fleet, production: list[Manifest]
-) -> None:
-    wanted = _fewest(production)
+async def _all_run(fleet: Fleet, manifests: list[Manifest]) -> None:
+    wanted = _fewest(manifests)
 
     async def all_run() -> bool:
         assert {name: len(nodes) for name, nodes in (await fleet.placed()).items()} == wanted
         return True
 
     await eventually(all_run, within_s=120, every_s=0.5)
+
+
+async def test_the_api_server_takes_all_and_the_scheduler_finds_room(
+    fleet: Fleet, production: list[Manifest]
+) -> None:
+    await _all_run(fleet, production)
+
+
+async def test_k3s_fits_on_one_small_node(builds: Builds) -> None:
+    async with applied(builds["k3s"], {"node": "zone"}, SMALL) as fleet:
+        await _all_run(fleet, builds["k3s"])
 
 
 async def test_pods_of_a_service_stand_on_different_nodes_and_zones(

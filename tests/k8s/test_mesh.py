@@ -3,6 +3,7 @@
 import asyncio
 import io
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -139,20 +140,21 @@ async def test_calls_spread_over_three_replicas_within_a_minute_of_scaling(
     await cluster.scale("candidate-svc", 1)
 
 
-@pytest.mark.parametrize("name", [*SERVICES, *WORKERS])
+@pytest.mark.parametrize("names", [*((name,) for name in SERVICES), WORKERS], ids=" ".join)
 async def test_an_update_fails_no_request(
-    cluster: Cluster, reader: Person, report: Report, name: str
+    cluster: Cluster, reader: Person, report: Report, names: Sequence[str]
 ) -> None:
-    old = {pod["metadata"]["name"] for pod in await cluster.pods(name)}
+    old = {pod["metadata"]["name"] for name in names for pod in await cluster.pods(name)}
     async with Load(cluster, reader) as load:
         await load.more(10)
-        await cluster.kubectl("rollout", "restart", f"deployment/{name}")
-        await cluster.settled(name)
+        for name in names:
+            await cluster.kubectl("rollout", "restart", f"deployment/{name}")
+        await cluster.settled(*names)
         await eventually(lambda: _gone(cluster, old), within_s=60, every_s=0.3)
         await load.more(20)
     report.asked += load.asked
     report.failed += sum(load.failed.values())
-    report.checks.append(f"update of {name}: {_said(load)}")
+    report.checks.append(f"update of {', '.join(names)}: {_said(load)}")
     assert not load.failed
 
 
