@@ -15,12 +15,11 @@ from stack.installing import once, run
 from stack.kubernetes.node import PAUSE_IMAGE
 from stack.place import Place
 
-BASE = "feedmesh-base:latest"
 _SUITE = "bookworm"
 _PACKAGES = "python3,ca-certificates"
 # Of what debootstrap installs, what no image needs.
 _UNNEEDED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
-_PAUSE = f'FROM {BASE}\nUSER 65534:65534\nENTRYPOINT ["sleep", "infinity"]\n'
+_PAUSE = 'FROM {base}\nUSER 65534:65534\nENTRYPOINT ["sleep", "infinity"]\n'
 
 
 def docker(place: Place) -> Server:
@@ -80,12 +79,16 @@ async def build(place: Place, docker_url: str) -> None:
     """
     env = {"DOCKER_HOST": docker_url, "DOCKER_BUILDKIT": "1", "PATH": _path()}
     tar = await base(place)
-    # The same file is the same image, so the layers upon it stay good.
-    await run("docker", "import", str(tar), BASE, cwd=tar.parent, env=env)
+    image = f"feedmesh-base:{tar.parent.name}"
+    try:
+        await run("docker", "image", "inspect", image, cwd=ROOT, env=env)
+    except FailedPrecondition:
+        # Once: each import is another image, and so is what is built upon it.
+        await run("docker", "import", str(tar), image, cwd=ROOT, env=env)
     pause = place.data("docker") / "pause"
-    await asyncio.to_thread(_write, pause / "Dockerfile", _PAUSE)
+    await asyncio.to_thread(_write, pause / "Dockerfile", _PAUSE.replace("{base}", image))
     await run("docker", "build", "--quiet", "--tag", PAUSE_IMAGE, str(pause), cwd=pause, env=env)
-    command = (sys.executable, "-m", "stack.images", "--base", BASE)
+    command = (sys.executable, "-m", "stack.images", "--base", image)
     print(await run(*command, cwd=ROOT, env=env))
 
 
