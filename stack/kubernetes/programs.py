@@ -1,6 +1,6 @@
 """Kubernetes' programs, and what a node needs beside them, from the Go module proxy.
 
-`python -m stack.kubernetes.programs` installs those of a control plane, for tests that need it.
+`python -m stack.kubernetes.programs` installs a control plane and kwok, for tests that need them.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ _KWOK = ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0")
 
 
 async def control_plane(place: Place) -> dict[str, Path]:
-    """kubectl, etcd, the API server, the controllers and the scheduler, and kwok, by name.
+    """kubectl, etcd, the API server, the controllers and the scheduler, by name.
 
     Raises:
         FailedPrecondition: There is no Go, or one does not build.
@@ -58,11 +58,15 @@ async def control_plane(place: Place) -> dict[str, Path]:
     # One after another: each build takes all processors by itself.
     kubernetes = await _kubernetes(place)
     etcd = await golang.built_together(place, "etcd", [_ETCD], _ETCD_GO_MOD)
-    kwok = await golang.installed(place, *_KWOK)
     return {
         **{name: kubernetes / name for name in _CONTROL},
-        **{"etcd": etcd / golang.program(_ETCD), "kwok": kwok},
+        "etcd": etcd / golang.program(_ETCD),
     }
+
+
+async def kwok(place: Place) -> Path:
+    """What pretends to be nodes; raises FailedPrecondition as `control_plane` does."""
+    return await golang.installed(place, *_KWOK)
 
 
 async def node(place: Place) -> dict[str, Path]:
@@ -86,10 +90,15 @@ async def _kubernetes(place: Place) -> Path:
     return await golang.built_together(place, "kubernetes", packages, _GO_MOD, f"-s -w {named}")
 
 
+async def _install(place: Place) -> None:
+    await control_plane(place)
+    await kwok(place)
+
+
 def main() -> None:
-    """Installs them; takes minutes the first time."""
+    """Installs a control plane and kwok; takes minutes the first time."""
     try:
-        asyncio.run(control_plane(Place.of(Settings())))
+        asyncio.run(_install(Place.of(Settings())))
     except FeedError as error:
         sys.exit(f"Kubernetes cannot be had: {error}")
 

@@ -98,7 +98,7 @@ async def applied(
             name="kwok",
             version="",
             command=[
-                *(str(found["kwok"]), "--kubeconfig", str(kubeconfig)),
+                *(str(await programs.kwok(place)), "--kubeconfig", str(kubeconfig)),
                 *("--manage-all-nodes=true", "--node-lease-duration-seconds=40"),
                 *("--config", str(STAGES), "--server-address", ""),
             ],
