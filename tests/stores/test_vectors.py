@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import random
 import sys
 from asyncio.subprocess import PIPE
@@ -14,12 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.v1 import vectors_pb2, vectors_pb2_grpc
 from mesh.channels import call, open_channel
-from mesh.errors import InvalidArgument, Unavailable
+from mesh.errors import FeedError, InvalidArgument, Unavailable
 from mesh.packing import DIMENSIONS, Vector
+from mesh.settings import Settings
+from stores.connect import Connections
 from stores.vectors.edge import EdgeVectorStore
 from stores.vectors.port import PostVector, VectorStore
+from tests.eventually import eventually
 from tests.fixtures.qdrant import opened
 from tests.fixtures.vectors import ROOT, start_engine, stop_engine
+from tests.fixtures.world import free_ports
 
 AUTHORS = 40
 # Ids as snowflakes are: beyond what a float64 can tell apart.
@@ -291,3 +296,27 @@ async def test_a_socket_path_that_is_too_long_is_named(short_dir: Path) -> None:
     assert process.returncode == 1
     assert b"FEED_DATA_DIR" in errors
     assert b"Traceback" not in errors
+
+
+async def test_an_engine_elsewhere_is_reached_by_its_host_and_port(short_dir: Path) -> None:
+    [port] = free_ports(1)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "stores.vectors.edge_server"),
+        *("--listen", f"127.0.0.1:{port}", "--data", str(short_dir / "data")),
+        stdin=PIPE,
+        cwd=ROOT,
+        env={**os.environ, "FEED_CHILD": "1"},
+    )
+    settings = Settings(vectors_url=f"edge+tcp://127.0.0.1:{port}")
+    async with Connections(settings) as stores:
+
+        async def counted() -> bool:
+            try:
+                return await stores.vectors().count() == 0
+            except FeedError as error:
+                raise AssertionError(str(error)) from error
+
+        await eventually(counted)
+    process.terminate()
+    assert await process.wait() == 0
