@@ -25,7 +25,7 @@ async def prepare(
     settings: Settings,
     pinot_controller: str | None,
     pinot_version: PinotVersion,
-    pinot_replicas: int = 1,
+    pinot_replicas: int,
 ) -> AsyncIterator[str]:
     """Prepares the backends that FEED_*_URL name, one after another; what is ready, in words.
 

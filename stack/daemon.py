@@ -22,6 +22,11 @@ _KILLED_WITHIN_S = 10.0
 _LAST_LINES = 5
 
 
+async def runs() -> bool:
+    """Of a server that is seen to serve only by what comes after it."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """How a server is started, and how one sees that it serves.
@@ -32,7 +37,7 @@ class Server:
         command: Program and arguments; it stays in the foreground.
         url: Where clients find it.
         ports: What it listens on; they must be free when it starts.
-        is_healthy: Whether it serves; may raise, which counts as no.
+        is_healthy: Whether it serves, asked while it runs; may raise, which counts as no.
         env: What its environment has beside ours.
         settings: FEED_* variables of who uses it, beside its URL.
         after: Names of servers that must be healthy before it starts.
@@ -47,7 +52,7 @@ class Server:
     command: Sequence[str]
     url: str
     ports: Sequence[int]
-    is_healthy: Callable[[], Awaitable[bool]]
+    is_healthy: Callable[[], Awaitable[bool]] = runs
     env: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[str] = ()

@@ -10,6 +10,7 @@ from stack.place import Place
 
 # Each a module of `stack.servers`.
 SERVERS = ("valkey", "tidb", "kafka", "zookeeper", "pinot", "minio", "feast", "triton", "vectors")
+_LAST_LINES, _LAST_COLUMNS = 20, 300
 # The setting that each server's URL goes to.
 _SETTINGS = {
     "valkey": "FEED_REDIS_URL",
@@ -65,6 +66,15 @@ async def stop(running: Mapping[str, Daemon]) -> None:
         last = {name: daemon for name, daemon in left.items() if name not in needed}
         await asyncio.gather(*(daemon.stop() for daemon in last.values()))
         left = {name: daemon for name, daemon in left.items() if name in needed}
+
+
+def print_logs(running: Mapping[str, Daemon]) -> None:
+    """The end of what each has printed, where something went wrong."""
+    for name, daemon in running.items():
+        if daemon.log_file.exists():
+            lines = daemon.log_file.read_text(errors="replace").splitlines()
+            last = [line[:_LAST_COLUMNS] for line in lines[-_LAST_LINES:]]
+            print(f"--- the end of {name}'s log", *last, sep="\n", flush=True)
 
 
 def environment(servers: Mapping[str, Server]) -> dict[str, str]:

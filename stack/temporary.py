@@ -16,13 +16,11 @@ from local.embedded import port_is_taken
 from mesh import logs
 from mesh.errors import FeedError
 from mesh.settings import Settings
-from stack.daemon import Daemon
 from stack.place import Place, Port
-from stack.stack import daemons, describe, start, stop
+from stack.stack import daemons, describe, print_logs, start, stop
 
 # Below those that systems give to clients.
 _PORTS = range(15_000, 32_000, 20)
-_LAST_LINES = 20
 
 
 async def run(command: list[str], settings: Settings) -> int:
@@ -49,10 +47,10 @@ async def run(command: list[str], settings: Settings) -> int:
             process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **env})
             code = await process.wait()
             if code:
-                _print_logs(running)
+                print_logs(running)
             return code
         except FeedError:
-            _print_logs(running)
+            print_logs(running)
             raise
         finally:
             await stop(running)
@@ -66,13 +64,6 @@ def free_ports(host: str) -> int:
         if not any(port_is_taken(host, first + port) for port in Port):
             return first
     raise OSError("no 20 free ports in a row")
-
-
-def _print_logs(running: dict[str, Daemon]) -> None:
-    for name, daemon in running.items():
-        if daemon.log_file.exists():
-            lines = daemon.log_file.read_text(errors="replace").splitlines()
-            print(f"--- the end of {name}'s log", *lines[-_LAST_LINES:], sep="\n", flush=True)
 
 
 def main() -> None:

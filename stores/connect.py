@@ -240,12 +240,10 @@ class Connections:
         if self._scheme("vectors_url").startswith("edge"):
             from stores.vectors.edge import EdgeVectorStore
 
-            over_tcp = self._scheme("vectors_url") == "edge+tcp"
-            store = EdgeVectorStore(
-                urlsplit(self._url("vectors_url")).netloc
-                if over_tcp
-                else f"unix:{self._path('vectors_url')}"
-            )
+            target = f"unix:{self._path('vectors_url')}"
+            if self._scheme("vectors_url") == "edge+tcp":
+                target = urlsplit(self._url("vectors_url")).netloc
+            store = EdgeVectorStore(target)
         else:
             from stores.vectors.qdrant import Location, QdrantVectorStore
 

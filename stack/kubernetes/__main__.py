@@ -1,7 +1,7 @@
 """`python -m stack.kubernetes COMMAND ...`: a command with a cluster of its own, which then goes.
 
 The mesh runs in the cluster, as `k8s/overlays/test` says; its backing systems are a stack on this
-machine. The command finds all of it by the variables in `Cluster.environment`.
+machine. The command finds all of it by variables of its environment.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import logs
@@ -24,39 +23,14 @@ from stack.daemon import Daemon
 from stack.images import IMAGES, tag
 from stack.kubernetes import images, network, programs
 from stack.kubernetes.control_plane import ControlPlane
-from stack.kubernetes.node import PAUSE_IMAGE, Node
+from stack.kubernetes.node import PAUSE_IMAGE, Node, require
 from stack.place import Place
 
-# Where k8s/overlays/test expects the stack, and what collects its traces and the pods'.
+# Where k8s/overlays/test expects the stack.
 _STACK_PORT = 14000
-_COLLECTOR_PORT = 14019
 _API_PORT = 6443
-_LAST_LINES, _LAST_COLUMNS = 15, 300
 # Not of the mesh: Feast is the stack's, here.
 _ELSEWHERE = ("feast",)
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A cluster that runs, with nothing in it yet.
-
-    Args:
-        control: Its control plane.
-        place: The stack's.
-    """
-
-    control: ControlPlane
-    place: Place
-
-    def environment(self) -> dict[str, str]:
-        """By which a command finds the cluster and the stack."""
-        return {
-            "FEED_STACK_HOST": self.place.host,
-            "FEED_STACK_PORT": str(self.place.first_port),
-            "FEED_DATA_DIR": str(self.place.folder.parent),
-            "FEED_TEST_KUBECTL": str(self.control.programs["kubectl"]),
-            "KUBECONFIG": str(self.control.folder / "pki" / "admin.kubeconfig"),
-        }
 
 
 async def run(command: list[str], settings: Settings) -> int:
@@ -71,18 +45,21 @@ async def run(command: list[str], settings: Settings) -> int:
         cache = settings.stack_cache.expanduser()
         place = Place(network.HOST, _STACK_PORT, folder / "stack", cache)
         try:
-            async with _cluster(place) as cluster:
-                env = {**os.environ, **cluster.environment()}
+            async with _cluster(place) as found_by:
+                env = {**os.environ, **found_by}
                 return await (await asyncio.create_subprocess_exec(*command, env=env)).wait()
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 @asynccontextmanager
-async def _cluster(place: Place) -> AsyncIterator[Cluster]:
-    """Within the block, the cluster runs, knows our images, and the stack runs."""
+async def _cluster(place: Place) -> AsyncIterator[dict[str, str]]:
+    """Within the block, the cluster runs, knows our images, and the stack runs.
+
+    It gives the variables by which a command finds both.
+    """
     say = _Clock()
-    images.require_root()
+    require()
     async with asyncio.TaskGroup() as group:
         described = group.create_task(stack.describe(place))
         deciding = group.create_task(programs.control_plane(place))
@@ -90,7 +67,7 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
     servers = described.result()
     say("programs installed")
     # Of the stack, the vector engine has traces.
-    os.environ["FEED_OTLP_ENDPOINT"] = f"grpc://{place.host}:{_COLLECTOR_PORT}"
+    os.environ["FEED_OTLP_ENDPOINT"] = f"grpc://{place.host}:{network.COLLECTOR_PORT}"
     folder = place.folder.parent
     control = ControlPlane(
         *(deciding.result(), folder / "control", network.NODE, _API_PORT), within=network.WITHIN
@@ -112,9 +89,15 @@ async def _cluster(place: Place) -> AsyncIterator[Cluster]:
             )
             await running["docker"].stop()
             say("images loaded")
-            yield Cluster(control, place)
+            yield {
+                "FEED_STACK_HOST": place.host,
+                "FEED_STACK_PORT": str(place.first_port),
+                "FEED_DATA_DIR": str(folder),
+                "FEED_TEST_KUBECTL": str(control.programs["kubectl"]),
+                "KUBECONFIG": str(control.folder / "pki" / "admin.kubeconfig"),
+            }
         except BaseException:
-            _print_logs(running)
+            stack.print_logs(running)
             raise
         finally:
             await _empty(control)
@@ -160,14 +143,6 @@ def _only_one(settings: Settings) -> Iterator[None]:
         except BlockingIOError:
             raise FailedPrecondition("another cluster of ours runs on this machine") from None
         yield
-
-
-def _print_logs(running: dict[str, Daemon]) -> None:
-    for name, daemon in running.items():
-        if daemon.log_file.exists():
-            lines = daemon.log_file.read_text(errors="replace").splitlines()
-            last = [line[:_LAST_COLUMNS] for line in lines[-_LAST_LINES:]]
-            print(f"--- the end of {name}'s log", *last, sep="\n", flush=True)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 It needs no rights of its own: with kwok in a kubelet's place it runs anywhere.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,6 @@ class ControlPlane:
                 ),
                 url=etcd,
                 ports=[],
-                is_healthy=_runs,
             ),
             "apiserver": Server(
                 name="apiserver",
@@ -147,13 +145,6 @@ class ControlPlane:
                 ),
                 url="",
                 ports=[],
-                is_healthy=_runs,
                 after=["apiserver"],
             ),
         }
-
-
-async def _runs() -> bool:
-    """Of what is seen to work by what comes after it."""
-    await asyncio.sleep(0)
-    return True

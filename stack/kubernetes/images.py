@@ -128,12 +128,3 @@ def _read(file: Path) -> dict[str, str]:
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-
-
-def require_root() -> None:
-    """Raises FailedPrecondition where a node cannot be had."""
-    if os.geteuid() != 0:
-        raise FailedPrecondition("SKIPPED: a node needs root")
-    needed = ("dockerd", "containerd", "runc", "debootstrap", "iptables", "ipset", "conntrack")
-    if missing := [name for name in needed if shutil.which(name) is None]:
-        raise FailedPrecondition(f"SKIPPED: not installed: {', '.join(missing)}")

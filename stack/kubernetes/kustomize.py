@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import sys
+from pathlib import Path
 
 from mesh.errors import FeedError
 from mesh.settings import Settings
@@ -13,12 +14,21 @@ _PACKAGE = "sigs.k8s.io/kustomize/kustomize/v5"
 _VERSION = "v5.8.3"
 
 
+def command(cache: Path) -> list[str] | None:
+    """What builds a folder: the machine's own, or what was installed; None for neither."""
+    for found in (["kustomize", "build"], ["kubectl", "kustomize"]):
+        if shutil.which(found[0]):
+            return found
+    return next(([str(each), "build"] for each in cache.glob("kustomize-*/kustomize")), None)
+
+
 def main() -> None:
-    """Installs it into the cache, unless the machine has it or kubectl; may take a minute."""
-    if shutil.which("kustomize") or shutil.which("kubectl"):
+    """Installs it into the cache, unless there is one; may take a minute."""
+    place = Place.of(Settings())
+    if command(place.cache) is not None:
         return
     try:
-        asyncio.run(golang.installed(Place.of(Settings()), _PACKAGE, _VERSION))
+        asyncio.run(golang.installed(place, _PACKAGE, _VERSION))
     except FeedError as error:
         sys.exit(f"kustomize cannot be had: {error}")
 

@@ -16,6 +16,8 @@ NAME = "feedmesh-k8s"
 HOST = "10.203.0.1"
 NODE = "10.203.0.2"
 PODS = "10.244.0.0/24"
+# On this machine, where k8s/overlays/test expects what collects traces.
+COLLECTOR_PORT = 14019
 WITHIN = ("nsenter", f"--net=/run/netns/{NAME}")
 _WIRE = "feedmesh-k8s0"
 _ENDED_WITHIN_S = 10.0

@@ -5,13 +5,15 @@ It needs root, and a network of its own (`network`).
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack.daemon import Server
+from mesh.errors import FailedPrecondition
+from stack.daemon import Server, runs
 from stack.kubernetes.certificates import Authority
 from stack.kubernetes.control_plane import DOMAIN, SERVICES, ControlPlane
 from stack.kubernetes.network import NODE, PODS, WITHIN
@@ -103,9 +105,6 @@ class Node:
             ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
             return await ask("get", "node", NAME, "--output", ready, within_s=5) == "True"
 
-        async def resolves() -> bool:
-            return bool(await ask("get", "--raw", "/readyz", within_s=5))
-
         parts = {
             "containerd": (
                 ["containerd", "--config", str(self.folder / "containerd.toml")],
@@ -122,11 +121,11 @@ class Node:
             ),
             "proxy": (
                 [str(self.programs["kube-proxy"]), "--config", str(self.folder / "proxy.json")],
-                resolves,
+                runs,
             ),
             "dns": (
                 [str(self.programs["coredns"]), "-conf", str(self.folder / "Corefile")],
-                resolves,
+                runs,
             ),
             "policies": (
                 [
@@ -136,7 +135,7 @@ class Node:
                     *("--run-loadbalancer=false", "--service-cluster-ip-range", SERVICES),
                     *("--health-port", "0", "--metrics-port", "0"),
                 ],
-                resolves,
+                runs,
             ),
         }
         after = {
@@ -246,6 +245,15 @@ disabled_plugins = {disabled}
 
     def _write(self, name: str, content: dict[str, object]) -> None:
         (self.folder / name).write_text(json.dumps(content, indent=2))
+
+
+def require() -> None:
+    """Raises FailedPrecondition where a node cannot be had."""
+    if os.geteuid() != 0:
+        raise FailedPrecondition("SKIPPED: a node needs root")
+    needed = ("dockerd", "containerd", "runc", "debootstrap", "iptables", "ipset", "conntrack")
+    if missing := [name for name in needed if shutil.which(name) is None]:
+        raise FailedPrecondition(f"SKIPPED: not installed: {', '.join(missing)}")
 
 
 def _make_cgroup() -> None:

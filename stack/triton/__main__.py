@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from mesh import logs
@@ -11,11 +10,10 @@ from mesh.errors import FeedError
 from mesh.lifecycle import until_stopped
 from mesh.settings import Settings
 from stack.place import Place
-from stack.triton import heuristic
+from stack.triton import repository
 from stack.triton.install import install
 from stack.triton.server import LOOPBACK, Triton
 from stores.connect import Connections
-from stores.registry.moves import kept
 
 
 async def serve(settings: Settings, options: argparse.Namespace) -> None:
@@ -25,7 +23,9 @@ async def serve(settings: Settings, options: argparse.Namespace) -> None:
     if options.install:
         return
     folder = settings.data_dir.resolve() / "triton"
-    model = options.model or await asyncio.to_thread(_models, settings, folder)
+    model = options.model or await asyncio.to_thread(
+        repository.served, Connections(settings).registry(), folder
+    )
     triton = Triton(
         *(installation, model, folder, options.port, options.traces, settings.triton_repository),
         options.host,
@@ -42,17 +42,6 @@ async def serve(settings: Settings, options: argparse.Namespace) -> None:
         ended.cancel()
     finally:
         await triton.stop()
-
-
-def _models(settings: Settings, folder: Path) -> Path | Mapping[int, Path]:
-    """The versions that the registry serves; the heuristic as a model while there are none."""
-    registry = Connections(settings).registry()
-    if numbers := kept(registry.state()):
-        return {number: registry.model_file(number) for number in numbers}
-    folder.mkdir(parents=True, exist_ok=True)
-    model = folder / "heuristic.onnx"
-    heuristic.save(model)
-    return model
 
 
 def main() -> None:

@@ -85,6 +85,19 @@ def write_all(
         add_version(folder, name, number, model, backend)
 
 
+def served(registry: FolderRegistry, folder: Path) -> Path | dict[int, Path]:
+    """The versions that the registry serves, the promoted one first, by number.
+
+    While there are none, the heuristic as a model instead, in a file that is made in the folder.
+    """
+    if versions := kept(registry.state()):
+        return {number: registry.model_file(number) for number in versions}
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "heuristic.onnx"
+    heuristic.save(model)
+    return model
+
+
 def write_served(folder: Path, name: str, registry: FolderRegistry, backend: Backend) -> str:
     """Makes what the registry serves the model's versions; the heuristic while that is nothing.
 
@@ -96,18 +109,17 @@ def write_served(folder: Path, name: str, registry: FolderRegistry, backend: Bac
     Raises:
         FailedPrecondition: As `add_version`.
     """
-    if served := kept(registry.state()):
-        promoted, *before = served
-        write_all(folder, name, {promoted: registry.model_file(promoted)}, backend)
-        for number in before:
-            # Without one that the backend cannot serve beside it, only a rollback to it is missing.
-            with suppress(FailedPrecondition):
-                add_version(folder, name, number, registry.model_file(number))
-        return f"version {', '.join(map(str, numbers(folder, name)))}"
     with TemporaryDirectory() as scratch:
-        model = Path(scratch, "heuristic.onnx")
-        heuristic.save(model)
-        return write(folder, name, model, backend)
+        models = served(registry, Path(scratch))
+        if isinstance(models, Path):
+            return write(folder, name, models, backend)
+    (promoted, newest), *before = models.items()
+    write_all(folder, name, {promoted: newest}, backend)
+    for number, model in before:
+        # Without one that the backend cannot serve beside it, only a rollback to it is missing.
+        with suppress(FailedPrecondition):
+            add_version(folder, name, number, model)
+    return f"version {', '.join(map(str, numbers(folder, name)))}"
 
 
 def add_version(

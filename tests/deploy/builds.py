@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mesh.settings import Settings
+from stack.kubernetes import kustomize
 from tests.deploy.policies import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -82,17 +83,9 @@ def jobs() -> list[Manifest]:
 
 
 def _built(folder: Path) -> list[Manifest]:
-    done = subprocess.run([*_kustomize(), str(folder)], capture_output=True, text=True, check=False)
+    command = kustomize.command(Settings().stack_cache.expanduser())
+    if command is None:
+        pytest.skip("neither kustomize nor kubectl is installed; `make manifests` installs one")
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def _kustomize() -> list[str]:
-    """The command that builds: the machine's, or that of `make manifests`; skips without any."""
-    for command in (["kustomize", "build"], ["kubectl", "kustomize"]):
-        if shutil.which(command[0]):
-            return command
-    cache = Settings().stack_cache.expanduser()
-    for program in cache.glob("kustomize-*/kustomize"):
-        return [str(program), "build"]
-    pytest.skip("neither kustomize nor kubectl is installed; `make manifests` installs one")

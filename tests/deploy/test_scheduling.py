@@ -1,16 +1,17 @@
 """The overlays in a real control plane, on nodes that kwok pretends: where pods go."""
 
-import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mesh.errors import Unavailable
 from mesh.settings import Settings
 from stack import stack
 from stack.daemon import Server
@@ -90,10 +91,6 @@ async def applied(
         control = ControlPlane(found, Path(folder) / "control", "127.0.0.1", port)
         control.prepare()
         kubeconfig = control.folder / "pki" / "admin.kubeconfig"
-
-        async def runs() -> bool:
-            return True
-
         kwok = Server(
             name="kwok",
             version="",
@@ -104,7 +101,6 @@ async def applied(
             ],
             url="",
             ports=[],
-            is_healthy=runs,
             after=["controllers"],
         )
         running = stack.daemons(place, {**control.servers(), "kwok": kwok})
@@ -241,7 +237,7 @@ async def test_what_breaks_pod_security_is_refused(
         each for each in production
         if (each["kind"], each["metadata"]["name"]) == ("Deployment", "gateway")
     )  # fmt: skip
-    template = json.loads(json.dumps(deployment["spec"]["template"]))
+    template = deepcopy(deployment["spec"]["template"])
     template["spec"]["containers"][0]["securityContext"] = {"runAsUser": 0}
     pod = {
         "apiVersion": "v1",
@@ -249,5 +245,5 @@ async def test_what_breaks_pod_security_is_refused(
         "metadata": {"name": "privileged", "labels": template["metadata"]["labels"]},
         "spec": template["spec"],
     }
-    with pytest.raises(Exception, match="violates PodSecurity"):
+    with pytest.raises(Unavailable, match="violates PodSecurity"):
         await _apply(fleet.kubectl, [pod])

@@ -6,7 +6,7 @@ The traces of all pods come to the tests' own collector, as the overlay's `otel-
 import asyncio
 import os
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from cli.trace_rules import violations
 from mesh import otlp
 from mesh.errors import Unavailable
 from mesh.otlp import Span
+from stack.kubernetes import network
 from stack.kubernetes.kubectl import Kubectl
 from tests.eventually import eventually
 from tests.fixtures.otlp import OtlpReceiver
@@ -29,12 +30,13 @@ from tests.k8s.report import Report
 ROOT = Path(__file__).parents[2]
 OVERLAY = ROOT / "k8s" / "overlays" / "test"
 NAMESPACE = "feedmesh"
-GATEWAY = "http://10.203.0.2:30080"
-COLLECTOR_PORT = 14019
+GATEWAY = f"http://{network.NODE}:30080"
 GRPC_SERVICES = ("candidate-svc", "filter-svc", "ranker-svc", "hydrator-svc")
 SERVICES = ("gateway", *GRPC_SERVICES)
 # An image is on the node already; a busy machine starts a dozen Pythons at once.
 READY_WITHIN_S = 180
+# Who ask for feeds at once.
+READERS = 3
 
 
 @dataclass
@@ -60,17 +62,21 @@ class Cluster(People):
         """A new user, logged in; the name gets a part that no other run has."""
         return await super().sign_up(f"{username}{uuid4().hex[:8]}")
 
-    async def trace(self, trace_id: str, services: int) -> Sequence[Span]:
-        """A whole trace: each pod sends its spans in its own time, and in several messages."""
+    async def trace(
+        self, trace_id: str, complete: Callable[[Sequence[Span]], object], within_s: float = 30
+    ) -> Sequence[Span]:
+        """The trace, when it breaks no rule and `complete` holds.
+
+        Each pod sends its spans in its own time, and in several messages.
+        """
 
         def whole() -> list[Span]:
             found = [span for span in self.spans() if span.trace_id == trace_id]
-            names = {span.service for span in found}
-            assert len(names) >= services, names
+            assert complete(found)
             assert violations(found) == []
             return found
 
-        return await eventually(whole, within_s=30, every_s=0.2)
+        return await eventually(whole, within_s, every_s=0.2)
 
     def calls(self, name: str, since: int) -> Counter[str]:
         """How many requests each pod of a service has had, from that number of messages on."""
@@ -85,6 +91,15 @@ class Cluster(People):
         chosen = f"app.kubernetes.io/name={name}" if name else "app.kubernetes.io/part-of=feedmesh"
         found = (await self.kubectl.get("pods", "--selector", chosen))["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    async def restarts(self) -> dict[str, int]:
+        """How often containers were started again, by pod; those that never were are left out."""
+        return {
+            pod["metadata"]["name"]: container["restartCount"]
+            for pod in await self.pods()
+            for container in pod["status"]["containerStatuses"]
+            if container["restartCount"]
+        }
 
     async def settled(self, *names: str) -> None:
         """Returns when these Deployments have all their pods, of the newest template, ready."""
@@ -137,7 +152,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 async def cluster(report: Report) -> AsyncIterator[Cluster]:
     """The mesh applied, prepared and ready."""
-    for variable in ("FEED_TEST_KUBECTL", "KUBECONFIG", "FEED_STACK_HOST"):
+    for variable in ("FEED_TEST_KUBECTL", "KUBECONFIG"):
         assert variable in os.environ, f"{variable} is unset: run `make k8s-test`"
     kubectl = Kubectl(
         Path(os.environ["FEED_TEST_KUBECTL"]), Path(os.environ["KUBECONFIG"]), NAMESPACE
@@ -145,7 +160,7 @@ async def cluster(report: Report) -> AsyncIterator[Cluster]:
     # As a cluster's client comes from outside: no connection lives longer than its request.
     limits = httpx.Limits(max_keepalive_connections=0)
     async with (
-        OtlpReceiver(os.environ["FEED_STACK_HOST"], COLLECTOR_PORT) as collector,
+        OtlpReceiver(network.HOST, network.COLLECTOR_PORT) as collector,
         httpx.AsyncClient(base_url=GATEWAY, timeout=30, limits=limits) as client,
     ):
         here = Cluster(client, kubectl, collector)
@@ -163,13 +178,8 @@ async def cluster(report: Report) -> AsyncIterator[Cluster]:
             print(await kubectl("get", "events", "--sort-by=.lastTimestamp"))
             raise
         yield here
-        pods = await here.pods()
-        report.pods = len(pods)
-        report.restarts = sum(
-            container["restartCount"]
-            for pod in pods
-            for container in pod["status"]["containerStatuses"]
-        )
+        report.pods = len(await here.pods())
+        report.restarts = sum((await here.restarts()).values())
         by_service = defaultdict(list)
         for pod, seconds in here.pods_seen.items():
             by_service[pod.rsplit("-", 2)[0]].append(seconds)
@@ -218,10 +228,9 @@ class Load:
     cluster: Cluster
     reader: Person
     answered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    at_once: int = 3
 
     async def __aenter__(self) -> "Load":
-        self._askers = [asyncio.create_task(self._ask()) for _ in range(self.at_once)]
+        self._askers = [asyncio.create_task(self._ask()) for _ in range(READERS)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
